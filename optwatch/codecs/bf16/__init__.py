@@ -1,0 +1,1 @@
+"""bfloat16: 2 bytes an element, no blocks."""

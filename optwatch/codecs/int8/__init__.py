@@ -1,0 +1,1 @@
+"""One byte an element: cube roots for signed slots, logarithms for second moments."""

@@ -1,0 +1,53 @@
+"""Random numbers for stochastic rounding: a function of what is rounded, not of who rounds it.
+
+The number of an element depends on (seed, parameter, slot, step, global element index) alone, so any launch layout,
+thread count and backend rounds alike, and so do the replicas of a run. The host makes a 64-bit key of the first four;
+the kernels hash it with the index of an element *pair* to 32 bits, the lower half for the even element. Sixteen bits
+are plenty: the error of a probability stays below 2**-17, and its mean is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The output function of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    z = z + _GAMMA
+    for shift, factor in _MIX:
+        z = (z ^ (z >> shift)) * factor
+    return z ^ (z >> np.uint64(31))
+
+
+def keys(seed: int, parameters: NDArray[np.int64], slots: int, steps: NDArray[np.float64]) -> NDArray[np.uint32]:
+    """The keys ``[n, slots, 2]`` of ``n`` tensors with these parameter indices, each at its own step."""
+    tensors = _mix(_mix(np.uint64(seed % 2**64) + np.zeros(1, np.uint64)) + parameters.astype(np.uint64))
+    rows = _mix(tensors[:, None] + np.arange(slots, dtype=np.uint64))
+    rows = _mix(rows + steps.astype(np.uint64)[:, None])
+    return rows.view(np.uint32).reshape(len(parameters), slots, 2)
+
+
+def numbers(key: Sequence[int], start: int, stop: int, device: torch.device) -> Tensor:
+    """The numbers of elements ``[start, stop)`` as fp32 integers of [0, 65536), flat; ``start`` is even.
+
+    The hash is the two-round multiply-xorshift function of C. Wellons' search ("lowbias32"), with half of the key
+    added before it and half inside it.
+    """
+    pair = torch.arange(start // 2, (stop + 1) // 2, device=device)
+    word = (pair & 0xFFFFFFFF) + int(key[0]) + (pair >> 32) * 0x9E3779B9
+    word &= 0xFFFFFFFF
+    word ^= word >> 16
+    word = word * 0x7FEB352D & 0xFFFFFFFF
+    word ^= int(key[1])
+    word ^= word >> 15
+    word = word * 0x846CA68B & 0xFFFFFFFF  # wraps in int64, which leaves the lower 32 bits right
+    word ^= word >> 16
+    return torch.stack([word & 0xFFFF, word >> 16], 1).view(-1)[: stop - start].float()

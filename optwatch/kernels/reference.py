@@ -1,0 +1,118 @@
+"""The reference backend: eager torch on any device. It defines what every other backend must give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from optwatch.codecs import Kind
+from optwatch.kernels import random
+from optwatch.kernels.plan import Keys, PlanSpec, PlanTensor, Scalars
+from optwatch.metrics.fields import maximum_columns
+
+#: Elements worked on at once, a multiple of every codec's block: temporaries stay small however large the tensor.
+CHUNK = 1 << 20
+
+
+class ReferenceBackend:
+    """Runs every plan on every device."""
+
+    name = "reference"
+
+    def why_not(self, spec: PlanSpec, device: torch.device) -> str | None:
+        """There is nothing it cannot run."""
+        return None
+
+    def bind(self, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> ReferencePlan:
+        """Keep the tensors."""
+        return ReferencePlan(spec, tensors)
+
+
+class ReferencePlan:
+    """A plan run tensor by tensor, chunk by chunk."""
+
+    def __init__(self, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> None:
+        self.spec = spec
+        self.tensors = tensors
+        self.device = tensors[0].param.device
+
+    def run(self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool) -> Tensor:
+        """See :class:`optwatch.kernels.plan.BoundPlan`."""
+        rows = torch.zeros(len(self.tensors), self.spec.columns, dtype=torch.float64, device=self.device)
+        for i, (tensor, grad) in enumerate(zip(self.tensors, grads, strict=True)):
+            if grad is None:
+                continue
+            h = dict(zip(self.spec.rule.scalars, scalars[i].tolist(), strict=True))
+            for start in range(0, len(tensor.param), CHUNK):
+                stop = min(start + CHUNK, len(tensor.param))
+                row = self._step(tensor, grad.view(-1)[start:stop], start, stop, h, keys[i].tolist(), full)
+                rows[i] = _merge(rows[i], row, len(self.spec.codecs))
+        return rows
+
+    def _step(
+        self, tensor: PlanTensor, grad: Tensor, start: int, stop: int, h: dict[str, float], keys: list[list[int]],
+        full: bool,
+    ) -> Tensor:  # fmt: skip
+        """One step on the elements ``[start, stop)`` of one tensor; the row of what happened there."""
+        rule, codecs = self.spec.rule, self.spec.codecs
+        buffers = [codec.cut(slot, start, stop) for codec, slot in zip(codecs, tensor.slots, strict=True)]
+        weight = tensor.param[start:stop]
+        grad = grad.float()
+
+        old = [codec.load(buffer) for codec, buffer in zip(codecs, buffers, strict=True)]
+        exact = rule.advance(old, grad, h)
+        update = rule.update(exact, grad, h)
+        new_weight = rule.apply(weight.float(), update, h).to(weight.dtype)
+        stored = [
+            codec.store(
+                value, buffer, random.numbers(key, start, stop, self.device) if codec.stochastic else None
+            )
+            for codec, buffer, value, key in zip(codecs, buffers, exact, keys, strict=True)
+        ]  # fmt: skip
+
+        fields = [_sum_sq(grad), (~grad.isfinite()).sum(), _sum_sq(update)]
+        if full:
+            fields += [
+                _sum_sq(rule.update(stored, grad, h) - update),
+                _sum_sq(new_weight),
+                _sum(exact[0] * grad),
+                (new_weight == weight).sum(),
+            ]
+            for slot, codec, buffer, x, y in zip(rule.slots, codecs, buffers, exact, stored, strict=True):
+                fields += slot_fields(slot.kind, codec.saturated(x, buffer), x, y)
+        weight.copy_(new_weight)
+        row = torch.stack([field.double() for field in fields])
+        return torch.nn.functional.pad(row, (0, self.spec.columns - len(row)))
+
+
+def slot_fields(kind: Kind, saturated: Tensor, exact: Tensor, stored: Tensor) -> list[Tensor]:
+    """The ``SLOT_FIELDS`` of flat fp32 ``exact`` values that are kept as ``stored``."""
+    if kind is Kind.SECOND_MOMENT:
+        error_sq, exact_sq = _sum_sq(exact.sqrt() - stored.sqrt()), _sum(exact)
+    else:
+        error_sq, exact_sq = _sum_sq(exact - stored), _sum_sq(exact)
+    return [
+        error_sq,
+        exact_sq,
+        _sum(exact),
+        exact.abs().amax(),
+        ((exact != 0) & (stored == 0)).sum(),
+        saturated.sum(),
+    ]
+
+
+def _sum(values: Tensor) -> Tensor:
+    return values.sum(dtype=torch.float64)
+
+
+def _sum_sq(values: Tensor) -> Tensor:
+    return values.double().square().sum()
+
+
+def _merge(row: Tensor, other: Tensor, slots: int) -> Tensor:
+    """Two rows of the same tensor as one."""
+    maxima = torch.from_numpy(maximum_columns(slots)).to(row.device)
+    return torch.where(maxima, torch.maximum(row, other), row + other)
+

@@ -1,0 +1,61 @@
+"""AdamW: Adam with decoupled weight decay (Loshchilov and Hutter, 2019, algorithm 2), as torch.optim.AdamW has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from optwatch.codecs.base import Kind
+from optwatch.rules.base import Rule, Slot
+
+
+class AdamW(Rule):
+    """m = b1*m + (1-b1)*g, v = b2*v + (1-b2)*g*g, w = w*(1-lr*decay) - lr/bc1 * m / (sqrt(v)/sqrt(bc2) + eps)."""
+
+    name = "adamw"
+    slots = (Slot("exp_avg", Kind.SIGNED), Slot("exp_avg_sq", Kind.SECOND_MOMENT))
+    scalars = (
+        "grad_scale",  # factor on the gradient: -1 to maximize
+        "one_minus_beta1",
+        "beta2",
+        "one_minus_beta2",
+        "eps",
+        "step_size",  # lr / (1 - beta1**step)
+        "inv_sqrt_bc2",  # 1 / sqrt(1 - beta2**step)
+        "decay",  # 1 - lr * weight_decay
+    )
+
+    def prepare(self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Bias corrections in float64: 1 - beta2**step loses three digits in fp32 at the first step."""
+        beta1, beta2 = options["betas"].T
+        scalars = np.empty((len(step), len(self.scalars)), np.float32)
+        scalars[:, 0] = 1 - 2 * options["maximize"]
+        scalars[:, 1] = 1 - beta1
+        scalars[:, 2] = beta2
+        scalars[:, 3] = 1 - beta2
+        scalars[:, 4] = options["eps"]
+        scalars[:, 5] = options["lr"] / (1 - beta1**step)
+        scalars[:, 6] = 1 / np.sqrt(1 - beta2**step)
+        scalars[:, 7] = 1 - options["lr"] * options["weight_decay"]
+        return scalars
+
+    def advance(self, state: Sequence[Tensor], grad: Tensor, h: Mapping[str, float]) -> tuple[Tensor, ...]:
+        """New first and second moment."""
+        exp_avg, exp_avg_sq = state
+        grad = grad * h["grad_scale"]
+        return (
+            exp_avg + (grad - exp_avg) * h["one_minus_beta1"],
+            exp_avg_sq * h["beta2"] + grad * grad * h["one_minus_beta2"],
+        )
+
+    def update(self, state: Sequence[Tensor], grad: Tensor, h: Mapping[str, float]) -> Tensor:
+        """step_size * m / (sqrt(v) * inv_sqrt_bc2 + eps)."""
+        exp_avg, exp_avg_sq = state
+        return exp_avg / (exp_avg_sq.sqrt() * h["inv_sqrt_bc2"] + h["eps"]) * h["step_size"]
+
+    def apply(self, weight: Tensor, update: Tensor, h: Mapping[str, float]) -> Tensor:
+        """Decay first, as torch.optim does."""
+        return weight * h["decay"] - update
