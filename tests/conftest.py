@@ -1,0 +1,71 @@
+"""What holds for every test: an own board directory, GPU tests only where there is a GPU, no silent skips in CI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# The only skips that CI accepts begin with this: what the machine itself cannot have (an instruction set, an
+# operating system). A program that is not installed or a library that was not built is no such reason.
+PLATFORM = "platform: "
+
+_refused_skips: list[str] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the tests' boards apart from the user's, and find the programs fetched for the tests."""
+    directory = tempfile.mkdtemp(prefix="optwatch-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+    os.environ["OPTWATCH_DIR"] = directory
+    os.environ["PATH"] += os.pathsep + str(ROOT / ".tools" / "usr" / "bin")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect GPU tests where there is no GPU: they are no skips, for nothing on this machine could run them."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if not on_gpu:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    config.hook.pytest_deselected(items=on_gpu)
+    items[:] = [item for item in items if item not in set(on_gpu)]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Collect the skips that CI refuses."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _judge_skip(report.nodeid, report.longrepr)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """Collect them from whole modules that skip themselves, too."""
+    if report.skipped:
+        _judge_skip(report.nodeid, report.longrepr)
+
+
+def _judge_skip(nodeid: str, longrepr: object) -> None:
+    reason = str(longrepr[2] if isinstance(longrepr, tuple) else longrepr).removeprefix("Skipped: ")
+    if not reason.startswith(PLATFORM):
+        _refused_skips.append(f"{nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail the session for them."""
+    if _refused_skips and os.environ.get("CI") == "true":
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which skips were refused."""
+    if _refused_skips and os.environ.get("CI") == "true":
+        terminalreporter.section("skipped, which CI counts as failed", red=True)
+        for line in _refused_skips:
+            terminalreporter.line(line)
