@@ -6,8 +6,8 @@ dashboard or a test can enumerate it, and `docs/metrics.md` prints each formula 
 
 Sums arrive as a mapping from field name to a float64 vector over groups of tensors:
 
-* the tensor fields and the slot fields of `optwatch.metrics.fields`; for a tensor-level metric the slot fields
-  are those of the rule's first slot,
+* the tensor and slot fields of `optwatch.metrics.fields`; for a tensor-level metric the slot fields are those of
+  the rule's first slot,
 * ``numel``: how many elements the sums run over.
 """
 
@@ -197,3 +197,15 @@ def sums_of(rows: Vector, numel: Vector, slot: int = 0) -> Sums:
     first = len(TENSOR_FIELDS) + slot * len(SLOT_FIELDS)
     columns = [*enumerate(TENSOR_FIELDS), *enumerate(SLOT_FIELDS, start=first)]
     return {NUMEL: numel, **{name: rows[:, column] for column, name in columns if column < rows.shape[1]}}
+
+
+def present(formula: Formula, sums: Sums) -> NDArray[np.bool_]:
+    """Tell, for each entry, whether the value is to be shown.
+
+    A 0/0 (nothing stepped, nothing to divide by) is absent. A NaN or Inf that the sums brought along is not: it
+    happened in training and has to be seen.
+    """
+    brought = np.zeros(np.shape(sums[NUMEL]), dtype=np.bool_)
+    for name in formula.fields:
+        brought |= ~np.isfinite(sums[name])
+    return (sums[NUMEL] > 0) & (brought | ~np.isnan(formula.value(sums)))

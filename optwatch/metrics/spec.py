@@ -13,8 +13,8 @@ from optwatch.metrics.formulas import NUMEL, Formula
 Instrument: TypeAlias = Literal["gauge", "counter", "histogram", "info"]
 Level: TypeAlias = Literal["tensor", "slot"]
 
-#: UCUM unit -> suffix of the Prometheus name. A ratio carries `.ratio` in its OTel name: OTel's own translations
-#: do not agree on a suffix for the unit "1". Curly annotations ("{step}") and the empty unit add nothing.
+#: UCUM unit -> suffix of the Prometheus name. A ratio carries `.ratio` in its OTel name: OTel's own
+#: translations do not agree on a suffix for the unit "1". Curly annotations ("{step}") and "" add nothing.
 UNIT_SUFFIXES: Mapping[str, str] = {
     "By": "bytes",
     "s": "seconds",
