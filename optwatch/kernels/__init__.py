@@ -10,20 +10,24 @@ import torch
 from optwatch.kernels.plan import Backend, BoundPlan, PlanSpec, PlanTensor
 from optwatch.kernels.reference import ReferenceBackend
 
-__all__ = ["Backend", "BoundPlan", "PlanSpec", "PlanTensor", "backends", "choose_backend"]
+__all__ = ["Backend", "BoundPlan", "PlanSpec", "PlanTensor", "backend", "check_backend", "choose_backend"]
 
 #: In order of preference; the first that can run a plan does.
 ORDER = ("triton", "cpu", "reference")
 
 
 @functools.cache
-def backends() -> dict[str, Backend]:
-    """The backends by name, in order of preference. Kernels that cannot be loaded say so through ``why_not``."""
-    from optwatch.kernels.cpu import CpuBackend
-    from optwatch.kernels.triton import TritonBackend
+def backend(name: str) -> Backend:
+    """The backend of this name. One whose kernels cannot be loaded says so through ``why_not``."""
+    if name == "triton":
+        from optwatch.kernels.triton import TritonBackend
 
-    found: tuple[Backend, ...] = (TritonBackend(), CpuBackend(), ReferenceBackend())
-    return {backend.name: backend for backend in found}
+        return TritonBackend()
+    if name == "cpu":
+        from optwatch.kernels.cpu import CpuBackend
+
+        return CpuBackend()
+    return ReferenceBackend()
 
 
 def choose_backend(spec: PlanSpec, device: torch.device, wanted: str | None = None) -> Backend:
@@ -34,18 +38,18 @@ def choose_backend(spec: PlanSpec, device: torch.device, wanted: str | None = No
     """
     if wanted is not None:
         check_backend(wanted)
-        reason = backends()[wanted].why_not(spec, device)
+        reason = backend(wanted).why_not(spec, device)
         if reason is not None:
             raise ValueError(f"backend {wanted!r} cannot run {spec} on {device}: {reason}")
-        return backends()[wanted]
+        return backend(wanted)
     reasons = []
-    for backend in backends().values():
-        reason = backend.why_not(spec, device)
+    for candidate in map(backend, ORDER):
+        reason = candidate.why_not(spec, device)
         if reason is None:
-            if backend.name == "reference":
+            if candidate.name == "reference":
                 _warn_once(f"{spec} runs on the slow reference backend on {device.type}: {'; '.join(reasons)}")
-            return backend
-        reasons.append(f"{backend.name}: {reason}")
+            return candidate
+        reasons.append(f"{candidate.name}: {reason}")
     raise AssertionError("the reference backend runs everything")
 
 

@@ -27,9 +27,11 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return z ^ (z >> np.uint64(31))
 
 
-def keys(seed: int, parameters: NDArray[np.int64], slots: int, steps: NDArray[np.float64]) -> NDArray[np.uint32]:
-    """The keys ``[n, slots, 2]`` of ``n`` tensors with these parameter indices, each at its own step."""
-    tensors = _mix(_mix(np.uint64(seed % 2**64) + np.zeros(1, np.uint64)) + parameters.astype(np.uint64))
+def keys(
+    seeds: NDArray[np.uint64], parameters: NDArray[np.uint64], slots: int, steps: NDArray[np.float64]
+) -> NDArray[np.uint32]:
+    """The keys ``[n, slots, 2]`` of ``n`` tensors with these seeds and parameter indices, each at its own step."""
+    tensors = _mix(_mix(seeds) + parameters)
     rows = _mix(tensors[:, None] + np.arange(slots, dtype=np.uint64))
     rows = _mix(rows + steps.astype(np.uint64)[:, None])
     return rows.view(np.uint32).reshape(len(parameters), slots, 2)

@@ -1,0 +1,258 @@
+"""The optimizer that all of optwatch's optimizers are: a torch.optim.Optimizer whose step runs bound plans."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from optwatch.codecs import Codec, codec_for, state_format
+from optwatch.kernels import PlanSpec, check_backend
+from optwatch.optim.binding import Binding, Stale
+from optwatch.optim.slots import allocate, decode, identify
+from optwatch.optim.stats import StepStats, Subscriber
+from optwatch.rules import Rule
+
+DTYPES = (torch.float32, torch.bfloat16)
+SCHEMA = 1  # of the state dict; a checkpoint with another one is refused
+STEP_BYTES = 4  # the float32 step counter of each parameter
+
+
+class StateKind(NamedTuple):
+    """What state bytes are counted by."""
+
+    slot: str
+    dtype: str
+    device: str
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Base of the optimizers: binds plans, counts bytes, delivers statistics.
+
+    A subclass names its ``rule``, the hyperparameters (``options``) that the rule reads, and has a constructor with
+    torch.optim's signature that passes ``state``, ``seed`` and ``backend`` on. State is created at the first step that
+    a parameter has a gradient in.
+    """
+
+    rule: ClassVar[Rule]
+    options: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self, params: ParamsT, defaults: dict[str, Any], *, state: str, seed: int, backend: str | None
+    ) -> None:
+        state_format(state)
+        if backend is not None:
+            check_backend(backend)
+        self._backend = backend
+        self._subscribers: dict[int, tuple[Subscriber, int]] = {}
+        self._bindings: list[Binding] | None = None
+        self._steps = 0
+        super().__init__(params, {**defaults, "state": state, "seed": seed, "schema": SCHEMA})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as torch.optim does; ``state=`` and every option may differ from group to group."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            state_format(group["state"])
+            self.check_options(group)
+            for position, param in enumerate(group["params"]):
+                if param.dtype not in DTYPES:
+                    raise ValueError(
+                        f"{self._name(group, position)} has dtype {param.dtype}; supported are "
+                        + ", ".join(map(str, DTYPES))
+                    )
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        self._bindings = None
+
+    def check_options(self, group: Mapping[str, Any]) -> None:
+        """Raise a ``ValueError`` for an option of ``group`` that is out of range."""
+
+    def _name(self, group: Mapping[str, Any], position: int) -> str:
+        """How messages name a parameter."""
+        if names := group.get("param_names"):
+            return f"parameter {names[position]!r}"
+        number = next((i for i, known in enumerate(self.param_groups) if known is group), len(self.param_groups))
+        shape = tuple(group["params"][position].shape)
+        return f"parameter {position} of group {number} (shape {shape})"
+
+    # --- stepping -------------------------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update every parameter that has a gradient; ``closure`` recomputes the loss, which is then returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._steps += 1
+        full = any(self._steps % every == 1 % every for _, every in self._subscribers.values())
+        try:
+            stats = self._run(full)
+        except Stale:
+            self._bindings = None
+            stats = self._run(full)
+        for subscriber, _ in list(self._subscribers.values()):
+            subscriber(stats)
+        return loss
+
+    def _run(self, full: bool) -> StepStats:
+        """Run every plan, after binding anew whatever changed."""
+        if self._bindings is None or self._has_new_gradient() or not all(b.is_current() for b in self._bindings):
+            self._bind()
+        assert self._bindings is not None
+        ran = (binding.run(self.param_groups, self.options, full) for binding in self._bindings)
+        return StepStats(self._steps, full, tuple(plan for plan in ran if plan is not None))
+
+    def _has_new_gradient(self) -> bool:
+        return any(param.grad is not None for param in self._waiting)
+
+    def _bind(self) -> None:
+        """Create missing state and bind one plan for each combination of device, element types and codecs."""
+        plans: dict[tuple[torch.device, PlanSpec], list[tuple[Tensor, int, int]]] = defaultdict(list)
+        self._waiting: list[Tensor] = []
+        index = 0
+        for number, group in enumerate(self.param_groups):
+            for position, param in enumerate(group["params"]):
+                if param.grad is None and not self.state.get(param):
+                    self._waiting.append(param)
+                else:
+                    name = self._name(group, position)
+                    if param.grad is not None and param.grad.layout != torch.strided:
+                        raise RuntimeError(f"{name} has a {param.grad.layout} gradient; only dense ones are supported")
+                    spec = self._spec(group, param, name)
+                    plans[param.device, spec].append((param, index, number))
+                index += 1
+        self._bindings = [
+            Binding(
+                spec,
+                [param for param, _, _ in members],
+                [self.state[param] for param, _, _ in members],
+                [i for _, i, _ in members],
+                [number for _, _, number in members],
+                self._backend,
+            )
+            for (_, spec), members in plans.items()
+        ]
+
+    def _spec(self, group: Mapping[str, Any], param: Tensor, name: str) -> PlanSpec:
+        """The plan that ``param`` needs; creates its state if it has none, else goes by the tensors it finds."""
+        state = self.state[param]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            for slot in self.rule.slots:
+                codec = codec_for(group["state"], slot.kind, param.numel())
+                state.update(allocate(codec, slot.name, param))
+        codecs = self._codecs(param, name)
+        grad_dtype = param.dtype if param.grad is None else param.grad.dtype
+        return PlanSpec(self.rule, codecs, param.dtype, grad_dtype)
+
+    def _codecs(self, param: Tensor, name: str) -> tuple[Codec, ...]:
+        """The codecs of the state that ``param`` has."""
+        state = self.state[param]
+        try:
+            if "step" not in state:
+                raise ValueError("'step' is missing")
+            return tuple(identify(self.rule, slot, state, param.numel(), param.shape) for slot in self.rule.slots)
+        except ValueError as error:
+            raise ValueError(f"the state of {name} does not fit: {error}") from None
+
+    # --- watching -------------------------------------------------------------------------------------------------
+
+    def subscribe(self, callback: Subscriber, every: int = 1) -> Callable[[], None]:
+        """Call ``callback`` with the :class:`StepStats` of each step; returns a function that ends it.
+
+        Full statistics are summed in the first step and then in one of ``every`` steps; all others sum the cheap
+        fields. The callback runs inside ``step()`` and must not raise.
+        """
+        if every < 1:
+            raise ValueError(f"every={every!r}: expected a number of steps, at least 1")
+        entry = (callback, every)
+        self._subscribers[id(entry)] = entry
+
+        def unsubscribe() -> None:
+            self._subscribers.pop(id(entry), None)
+
+        return unsubscribe
+
+    def dequantized_state(self, param: Tensor) -> dict[str, Tensor]:
+        """The slots of ``param`` as new fp32 tensors of its shape, by name; empty before its first step."""
+        if param not in self.state or not self.state[param]:
+            return {}
+        codecs = self._codecs(param, f"a parameter of shape {tuple(param.shape)}")
+        return {
+            slot.name: decode(codec, slot.name, param, self.state[param])
+            for slot, codec in zip(self.rule.slots, codecs, strict=True)
+        }
+
+    def state_bytes(self) -> dict[StateKind, int]:
+        """The bytes of all state tensors as they are, each storage counted once, by slot, dtype and device."""
+        return count_state_bytes(self.state.values(), tuple(slot.name for slot in self.rule.slots))
+
+    def expected_state_bytes(self) -> dict[StateKind, int]:
+        """The bytes that ``state=`` asks for, for the parameters that have been stepped, keyed like the actual ones."""
+        expected: dict[StateKind, int] = defaultdict(int)
+        for group in self.param_groups:
+            for param in group["params"]:
+                if not self.state.get(param):
+                    continue
+                expected[StateKind("step", "float32", "cpu")] += STEP_BYTES
+                for slot in self.rule.slots:
+                    codec = codec_for(group["state"], slot.kind, param.numel())
+                    for buffer in codec.buffers:
+                        kind = StateKind(slot.name, _short(buffer.dtype), str(param.device))
+                        expected[kind] += codec.length(buffer, param.numel()) * buffer.dtype.itemsize
+        return dict(expected)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any], *, convert: bool = False) -> None:
+        """Load what :meth:`state_dict` gave; low-bit state stays as it is and training continues bit by bit.
+
+        State in another format than ``state=`` asks for (also that of the torch.optim class) is refused with a
+        ``ValueError`` that names both, or converted with ``convert=True``. An error leaves the optimizer as it was.
+        """
+        from optwatch.optim.checkpoint import load
+
+        load(self, state_dict, convert)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along: not the subscribers, and no pointers."""
+        return {**super().__getstate__(), "_backend": self._backend, "_steps": self._steps}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over ``state`` and bind at the next step."""
+        super().__setstate__(state)
+        self._bindings = None
+        self.__dict__.setdefault("_subscribers", {})
+
+
+def count_state_bytes(states: Iterable[Mapping[str, Any]], slots: tuple[str, ...]) -> dict[StateKind, int]:
+    """The bytes of the storages behind these state dicts, each counted once, under the slot they are found in first."""
+    counted: dict[StateKind, int] = defaultdict(int)
+    seen = set()
+    for state in states:
+        for key, tensor in state.items():
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() in seen and storage.nbytes():
+                continue
+            seen.add(storage.data_ptr())
+            slot = max((s for s in slots if key == s or key.startswith(f"{s}_")), key=len, default=key)
+            counted[StateKind(slot, _short(tensor.dtype), str(tensor.device))] += storage.nbytes()
+    return dict(counted)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

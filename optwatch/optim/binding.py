@@ -1,0 +1,150 @@
+"""A plan bound to the parameters and state tensors of an optimizer, and what has to be refreshed for each step."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optwatch.kernels import PlanSpec, PlanTensor, choose_backend
+from optwatch.kernels.random import keys
+from optwatch.optim.layout import flat, flat_copy, memory_order
+from optwatch.optim.slots import buffer_key, flat_buffers
+from optwatch.optim.stats import PlanStats, StatsLayout
+
+State = MutableMapping[str, Any]
+
+
+class Stale(Exception):  # noqa: N818 - not an error: it asks for a new binding
+    """What the plan was bound to is no longer what the optimizer holds."""
+
+
+class Binding:
+    """One plan over the tensors of one device, element types and codecs, whatever parameter groups they are in."""
+
+    def __init__(
+        self,
+        spec: PlanSpec,
+        params: Sequence[Tensor],
+        states: Sequence[State],
+        indices: Sequence[int],  # of each parameter, counted through all groups: part of its random key
+        group_of: Sequence[int],  # the position of each parameter's group
+        backend: str | None,
+    ) -> None:
+        self.spec = spec
+        self.params = list(params)
+        self._indices = np.array(indices, np.uint64)
+        self._group_of = np.array(group_of, np.intp)
+        self._orders = [memory_order(p) for p in params]
+        self._plain = all(p.is_contiguous() for p in params)
+        # Parameters with gaps between their elements are stepped in a gapless copy.
+        self._copies = {i: flat_copy(p.detach(), None).clone() for i, p in enumerate(params) if self._orders[i] is None}
+        self._steps = self._share_steps(states)
+        device = params[0].device
+        chosen = choose_backend(spec, device, backend)
+        self._plan = chosen.bind(spec, [self._tensor(i, state) for i, state in enumerate(states)])
+        self._no_keys = np.zeros((len(params), len(spec.codecs), 2), np.uint32)
+        self.layout = StatsLayout(
+            indices=tuple(indices),
+            numel=tuple(p.numel() for p in params),
+            slots=tuple(slot.name for slot in spec.rule.slots),
+            second_moments=tuple(slot.kind.name == "SECOND_MOMENT" for slot in spec.rule.slots),
+            codecs=tuple(codec.name for codec in spec.codecs),
+            backend=chosen.name,
+        )
+        self._remember(states)
+
+    def _share_steps(self, states: Sequence[State]) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Make every ``state["step"]`` a view of one vector, so that counting costs one operation."""
+        steps = torch.tensor([float(state["step"]) for state in states], dtype=torch.float32)
+        for i, state in enumerate(states):
+            state["step"] = steps[i]
+        view: np.ndarray[Any, np.dtype[np.float32]] = steps.numpy()
+        return view
+
+    def _tensor(self, i: int, state: State) -> PlanTensor:
+        """Tensor ``i`` with its state, flat. State in another memory order than its parameter is laid out anew."""
+        param, order = self.params[i], self._orders[i]
+        slots = []
+        for slot, codec in zip(self.spec.rule.slots, self.spec.codecs, strict=True):
+            for buffer in codec.buffers:
+                key = buffer_key(codec, slot.name, buffer)
+                if buffer.per_block is None and flat(state[key], order) is None:
+                    state[key] = torch.empty_like(param, dtype=buffer.dtype).copy_(state[key])
+            slots.append(flat_buffers(codec, slot.name, state, order))
+        weight = self._copies[i] if i in self._copies else flat(param.detach(), order)
+        assert weight is not None
+        return PlanTensor(weight, tuple(slots))
+
+    def _remember(self, states: Sequence[State]) -> None:
+        """Note everything that the plan holds a pointer to."""
+        names = [
+            buffer_key(codec, slot.name, buffer)
+            for slot, codec in zip(self.spec.rule.slots, self.spec.codecs, strict=True)
+            for buffer in codec.buffers
+        ]
+        pairs = [(state, key) for state in states for key in ("step", *names)]
+        self._states = [state for state, _ in pairs]
+        self._state_keys = [key for _, key in pairs]
+        self._state_tensors = [state[key] for state, key in pairs]
+        self._held = self.params + self._state_tensors
+        self._pointers = [tensor.data_ptr() for tensor in self._held]
+
+    def is_current(self) -> bool:
+        """Whether the optimizer still holds the very tensors, at the same addresses, that the plan was bound to.
+
+        People put tensors into ``optimizer.state``, move modules, and swap ``param.data``: a stale pointer would
+        write into freed memory, and a resumed fp32 state would be silently ignored.
+        """
+        try:
+            found = map(operator.getitem, self._states, self._state_keys)
+            return (
+                all(map(operator.is_, found, self._state_tensors))
+                and [tensor.data_ptr() for tensor in self._held] == self._pointers
+            )
+        except KeyError:
+            return False
+
+    def run(self, groups: Sequence[Mapping[str, Any]], options: Sequence[str], full: bool) -> PlanStats | None:
+        """Step every parameter that has a gradient; None if none has. ``options`` are the rule's hyperparameters."""
+        grads, missing = self._gradients()
+        if missing == len(grads):
+            return None
+        if missing:
+            self._steps[[grad is not None for grad in grads]] += 1
+        else:
+            self._steps += 1
+        steps = self._steps.astype(np.float64)
+        values = {
+            name: np.array([group[name] for group in groups], np.float64)[self._group_of]
+            for name in options
+        }  # fmt: skip
+        scalars = self.spec.rule.prepare(values, np.maximum(steps, 1))
+        numbers = self._no_keys
+        if self.spec.stochastic:
+            seeds = np.array([group["seed"] % 2**64 for group in groups], np.uint64)[self._group_of]
+            numbers = keys(seeds, self._indices, len(self.spec.codecs), steps)
+        for i, copy in self._copies.items():
+            copy.view(self.params[i].shape).copy_(self.params[i])
+        rows = self._plan.run(grads, scalars, numbers, full)
+        for i, copy in self._copies.items():
+            self.params[i].copy_(copy.view(self.params[i].shape))
+        return PlanStats(self.layout, rows)
+
+    def _gradients(self) -> tuple[list[Tensor | None], int]:
+        """The gradients as the plan wants them, and how many are missing."""
+        dtype, grads, missing = self.spec.grad_dtype, [p.grad for p in self.params], 0
+        for i, grad in enumerate(grads):
+            if grad is None:
+                missing += 1
+                continue
+            if grad.dtype is not dtype:
+                raise Stale
+            if not (self._plain and grad.is_contiguous()):
+                grads[i] = flat_copy(grad, self._orders[i]).contiguous()
+        return grads, missing
+

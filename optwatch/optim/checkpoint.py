@@ -1,0 +1,139 @@
+"""Loading optimizer state: checked in full before anything changes, and never cast.
+
+torch.optim's own loader casts every state tensor to its parameter's dtype: int8 codes would become floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optwatch.codecs import Codec, codec_for, state_format
+from optwatch.kernels.random import keys, numbers
+from optwatch.optim.layout import flat, memory_order
+from optwatch.optim.slots import buffer_key, decode, identify, keep
+
+if TYPE_CHECKING:
+    from optwatch.optim.base import Optimizer
+
+
+def load(optimizer: Optimizer, state_dict: Mapping[str, Any], convert: bool) -> None:
+    """See :meth:`optwatch.optim.Optimizer.load_state_dict`."""
+    state_dict = dict(state_dict)
+    for before in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        changed = before(optimizer, state_dict)
+        if changed is not None:
+            state_dict = changed
+    groups = _groups(optimizer, state_dict)
+    state = _state(optimizer, state_dict, groups, convert)
+    optimizer.__setstate__({"state": state, "param_groups": groups})
+    for after in optimizer._optimizer_load_state_dict_post_hooks.values():
+        after(optimizer)
+
+
+def _groups(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The optimizer's groups with the checkpoint's options. The state format stays what the constructor asked for."""
+    for key in ("state", "param_groups"):
+        if key not in state_dict:
+            raise ValueError(f"not an optimizer's state dict: {key!r} is missing, found {sorted(map(str, state_dict))}")
+    saved, own = state_dict["param_groups"], optimizer.param_groups
+    sizes, wanted = [len(group["params"]) for group in saved], [len(group["params"]) for group in own]
+    if sizes != wanted:
+        raise ValueError(f"the checkpoint has parameter groups of {sizes} parameters, the optimizer of {wanted}")
+    groups = []
+    for old, new in zip(saved, own, strict=True):
+        schema = old.get("schema", new["schema"])
+        if schema != new["schema"]:
+            raise ValueError(f"the checkpoint has schema {schema!r}; this version of optwatch reads {new['schema']}")
+        group = {**new, **{key: value for key, value in old.items() if key not in {"params", "state", "schema"}}}
+        optimizer.check_options(group)
+        groups.append(group)
+    return groups
+
+
+def _state(
+    optimizer: Optimizer, state_dict: Mapping[str, Any], groups: list[dict[str, Any]], convert: bool
+) -> dict[Tensor, dict[str, Any]]:
+    """The checkpoint's state, checked, converted if asked to, on the parameters' devices."""
+    found = dict(state_dict["state"])
+    loaded = {}
+    for group, saved in zip(groups, state_dict["param_groups"], strict=True):
+        for position, (param, number) in enumerate(zip(group["params"], saved["params"], strict=True)):
+            if number not in found:
+                continue  # it had not been stepped
+            name = optimizer._name(group, position)
+            loader = _Parameter(optimizer, group, param, name, number)
+            loaded[param] = loader.load(dict(found.pop(number)), convert)
+    if found:
+        raise ValueError(f"the checkpoint has state for unknown parameters: {sorted(map(str, found))[:5]}")
+    return loaded
+
+
+class _Parameter:
+    """The loading of one parameter's state."""
+
+    def __init__(self, optimizer: Optimizer, group: Mapping[str, Any], param: Tensor, name: str, index: int) -> None:
+        self.rule, self.format, self.seed = optimizer.rule, str(group["state"]), int(group["seed"])
+        self.param, self.name, self.index = param, name, index
+
+    def load(self, saved: dict[str, Any], convert: bool) -> dict[str, Any]:
+        """The state to use; a ``ValueError`` names the parameter, what was found and what was expected."""
+        state_format(self.format)
+        if "step" not in saved:
+            raise ValueError(f"the checkpoint's state of {self.name} has no 'step', found {sorted(saved)}")
+        state: dict[str, Any] = {"step": torch.tensor(float(saved["step"]))}
+        for slot in self.rule.slots:
+            try:
+                codec = identify(self.rule, slot, saved, self.param.numel(), self.param.shape)
+            except ValueError as error:
+                raise ValueError(f"the checkpoint's state of {self.name} does not fit: {error}") from None
+            wanted = codec_for(self.format, slot.kind, self.param.numel())
+            if codec is wanted and self._same_order(saved[slot.name]):
+                state.update(self._take(codec, slot.name, saved))
+            elif codec is wanted and codec.block == 1 and not codec.stochastic:
+                state.update(self._take(codec, slot.name, saved))
+            elif convert:
+                state.update(self._convert(codec, wanted, slot.name, saved))
+            else:
+                raise ValueError(self._refusal(codec, wanted, slot.name))
+        return state
+
+    def _same_order(self, primary: Tensor) -> bool:
+        return flat(primary, memory_order(self.param)) is not None
+
+    def _refusal(self, codec: Codec, wanted: Codec, slot: str) -> str:
+        if codec is wanted:
+            return (
+                f"the checkpoint's {slot!r} of {self.name} lies in another memory order than the parameter; load with "
+                "convert=True to store it anew"
+            )
+        return (
+            f"the checkpoint holds {slot!r} of {self.name} as {codec.name}, state={self.format!r} asks for "
+            f"{wanted.name}: construct the optimizer with the checkpoint's format, or load with convert=True"
+        )
+
+    def _take(self, codec: Codec, slot: str, saved: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Copies of the saved buffers on the parameter's device, in the parameter's memory order."""
+        taken = {}
+        for buffer in codec.buffers:
+            key = buffer_key(codec, slot, buffer)
+            like = self.param if buffer.per_block is None else saved[key]
+            taken[key] = torch.empty_like(like, dtype=buffer.dtype, device=self.param.device, requires_grad=False)
+            taken[key].copy_(saved[key])
+        return taken
+
+    def _convert(self, codec: Codec, wanted: Codec, slot: str, saved: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The saved values in the wanted format."""
+        device = self.param.device
+        buffers = {key: value.to(device) for key, value in saved.items() if isinstance(value, Tensor)}
+        # Decode in the order that the saved codes lie in, which need not be the parameter's.
+        values = decode(codec, slot, buffers[slot], buffers)
+        random = None
+        if wanted.stochastic:
+            key = keys(np.array([self.seed % 2**64], np.uint64), np.array([self.index], np.uint64), 1, np.zeros(1))
+            random = numbers(key[0, 0].tolist(), 0, self.param.numel(), device)
+        return keep(wanted, slot, self.param, values, random)

@@ -1,0 +1,90 @@
+"""How a slot lies in ``optimizer.state[param]``: which keys it has, which codec they belong to, whether they fit.
+
+The primary buffer has the slot's own name and the parameter's shape, the others the slot's name with theirs appended:
+``exp_avg`` and ``exp_avg_scale``. All are plain tensors, so a checkpoint loads with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from optwatch.codecs import FORMATS, Buffer, Codec, find_codec
+from optwatch.optim.layout import flat_copy, memory_order, shaped
+from optwatch.rules import Rule, Slot
+
+
+def buffer_key(codec: Codec, slot: str, buffer: Buffer) -> str:
+    """The key of one buffer of a slot in a parameter's state."""
+    return slot if buffer is codec.buffers[0] else f"{slot}_{buffer.name}"
+
+
+def flat_buffers(
+    codec: Codec, slot: str, state: Mapping[str, Tensor], order: tuple[int, ...] | None
+) -> dict[str, Tensor]:
+    """The buffers of a slot, flat, for a parameter whose memory lies in ``order``; views where possible."""
+    return {
+        buffer.name: flat_copy(state[buffer_key(codec, slot, buffer)], order if buffer.per_block is None else None)
+        for buffer in codec.buffers
+    }
+
+
+def allocate(codec: Codec, slot: str, param: Tensor) -> dict[str, Tensor]:
+    """State of zeros for one slot of ``param``, by key."""
+    order = memory_order(param)
+    buffers = codec.allocate(param.numel(), param.device)
+    primary = codec.buffers[0].name
+    buffers[primary] = shaped(buffers[primary], tuple(param.shape), order)
+    return {buffer_key(codec, slot, buffer): buffers[buffer.name] for buffer in codec.buffers}
+
+
+def keep(codec: Codec, slot: str, param: Tensor, values: Tensor, random: Tensor | None = None) -> dict[str, Tensor]:
+    """State for one slot of ``param`` that holds ``values``, fp32 of the parameter's shape, by key."""
+    state = allocate(codec, slot, param)
+    order = memory_order(param)
+    codec.store(flat_copy(values.float(), order), flat_buffers(codec, slot, state, order), random)
+    return state
+
+
+def decode(codec: Codec, slot: str, param: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    """The values of one slot of ``param`` as a new fp32 tensor of the parameter's shape."""
+    order = memory_order(param)
+    return shaped(codec.load(flat_buffers(codec, slot, state, order)), tuple(param.shape), order).clone()
+
+
+def identify(rule: Rule, slot: Slot, state: Mapping[str, Any], numel: int, shape: torch.Size) -> Codec:
+    """The codec that the tensors found for ``slot`` belong to; a ``ValueError`` says what does not fit."""
+    primary = state.get(slot.name)
+    if not isinstance(primary, Tensor):
+        found = "nothing" if primary is None else type(primary).__name__
+        raise ValueError(f"slot {slot.name!r} should be a tensor of shape {tuple(shape)}, found {found}")
+    others = {key.removeprefix(f"{slot.name}_") for key in _auxiliary(rule, slot) if key in state}
+    codec = find_codec(slot.kind, primary.dtype, others)
+    if codec is None:  # auxiliary buffers of an earlier format may have been left behind
+        codec = find_codec(slot.kind, primary.dtype, ())
+    if codec is None:
+        raise ValueError(
+            f"slot {slot.name!r} has dtype {primary.dtype} with {sorted(others) or 'no'} auxiliary buffers, which is "
+            f"none of the known formats ({', '.join(FORMATS)})"
+        )
+    if primary.shape != shape:
+        raise ValueError(f"slot {slot.name!r} has shape {tuple(primary.shape)}, the parameter {tuple(shape)}")
+    for buffer in codec.buffers[1:]:
+        length, wanted = len(state[buffer_key(codec, slot.name, buffer)]), codec.length(buffer, numel)
+        if length != wanted:
+            raise ValueError(f"{buffer_key(codec, slot.name, buffer)!r} has {length} values, expected {wanted}")
+    return codec
+
+
+def _auxiliary(rule: Rule, slot: Slot) -> set[str]:
+    """Every key that an auxiliary buffer of ``slot`` can have and that is not another slot's."""
+    keys = {
+        buffer_key(chosen[slot.kind], slot.name, buffer)
+        for chosen in FORMATS.values()
+        for buffer in chosen[slot.kind].buffers[1:]
+    }
+    return keys - {other.name for other in rule.slots}
+

@@ -1,0 +1,43 @@
+"""What an optimizer tells its subscribers after a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StatsLayout:
+    """Which tensors and slots the rows of a plan describe; a new object whenever that changes."""
+
+    indices: tuple[int, ...]  # of the parameters, counted through all parameter groups
+    numel: tuple[int, ...]
+    slots: tuple[str, ...]
+    second_moments: tuple[bool, ...]  # for each slot, whether its errors are taken on square roots
+    codecs: tuple[str, ...]
+    backend: str
+
+
+@dataclass(frozen=True)
+class PlanStats:
+    """The rows of one plan: float64 ``[tensors, fields]`` as ``optwatch.metrics.fields`` lists them, on its device.
+
+    The buffer is used again two steps later: copy what is needed, in stream order.
+    """
+
+    layout: StatsLayout
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """The statistics of one optimizer step. ``full`` tells whether more than the cheap fields were summed."""
+
+    step: int  # calls of step() so far, from 1
+    full: bool
+    plans: tuple[PlanStats, ...]
+
+
+Subscriber = Callable[[StepStats], None]
