@@ -1,0 +1,1 @@
+"""What runs beside optwatch: configuration for Prometheus, made from the catalogue."""

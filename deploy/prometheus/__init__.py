@@ -1,0 +1,1 @@
+"""Recording and alert rules, and an example configuration."""
