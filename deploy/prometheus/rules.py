@@ -136,8 +136,8 @@ ALERTS = (
         "1m",
         "critical",
         "Updates contain NaN or Inf",
-        "{{ $labels.optimizer }} of run {{ $labels.run_id }}, rank {{ $labels.rank }}: the update of {{ $value }} groups"
-        " of tensors is not finite. Their moments, and probably their weights, are lost.",
+        "{{ $labels.optimizer }} of run {{ $labels.run_id }}, rank {{ $labels.rank }}: the update of {{ $value }}"
+        " groups of tensors is not finite. Their moments, and probably their weights, are lost.",
     ),
     Alert(
         "NonFiniteGradients",

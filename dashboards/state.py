@@ -1,0 +1,174 @@
+"""Rows of the optimizer dashboard: what gradients, updates and stored state look like."""
+
+from __future__ import annotations
+
+from dashboards.panels import Panel, Query, Row
+from dashboards.queries import ERROR, OPTIMIZER, rate, series, total, worst
+
+GRADIENTS = Row(
+    "Gradients",
+    (
+        Panel(
+            "Gradient norm",
+            "none",
+            "Norm of the gradients of each group, the largest of the ranks. Good: slow drift, no spikes, groups within"
+            " a few orders of magnitude of each other.",
+            [worst("gradient.norm", "optimizer", "group")],
+            log=True,
+        ),
+        Panel(
+            "Non-finite gradient elements a second",
+            "suffix: /s",
+            "Gradient elements that were NaN or infinite. Good: none; under loss scaling, single bursts.",
+            [rate("nonfinite_elements", "optimizer", "rank", matchers=OPTIMIZER)],
+            minimum=0,
+        ),
+        Panel(
+            "Cosine of first moment and gradient",
+            "none",
+            "How far the gradient points where the first moment points. Good: steady and above 0; near 0, noise rules.",
+            [worst("moment_gradient_cosine", "optimizer", "group")],
+        ),
+    ),
+)
+
+UPDATES = Row(
+    "Updates",
+    (
+        Panel(
+            "Update over weight",
+            "percentunit",
+            "Norm of the update over the norm of the weights, by group. Good: about 0.01 % to 1 %.",
+            [worst("update_to_parameter.ratio", "optimizer", "group")],
+            log=True,
+            width=12,
+        ),
+        Panel(
+            "Weights unchanged",
+            "percentunit",
+            "Weights whose stored value a step did not change. Good: far below 100 %; near it, the update is below the"
+            " resolution of the weights' dtype.",
+            [worst("weights_unchanged.ratio", "optimizer", "group")],
+            minimum=0,
+            width=12,
+        ),
+        Panel(
+            "Update norm",
+            "none",
+            "Norm of what is subtracted from the weights, by group. Good: follows the learning rate.",
+            [worst("update.norm", "optimizer", "group")],
+            log=True,
+            width=12,
+        ),
+        Panel(
+            "Weight norm",
+            "none",
+            "Norm of the weights after the step, by group. Good: slow and smooth.",
+            [worst("parameter.norm", "optimizer", "group")],
+            width=12,
+        ),
+    ),
+)
+
+STATE = Row(
+    "Optimizer state",
+    (
+        Panel(
+            "State by slot and dtype",
+            "bytes",
+            "Bytes of state found, over all ranks. Good: flat from the first step on, in the dtypes you asked for.",
+            [total("optimizer.state", "slot", "dtype", "device")],
+            stacked=True,
+            minimum=0,
+        ),
+        Panel(
+            "State found against asked for",
+            "bytes",
+            "Good: one line hides the other. They part at the first step after a resume that changed the format.",
+            [
+                total("optimizer.state", "slot", legend="{{slot}} found"),
+                total("optimizer.state_expected", "slot", legend="{{slot}} asked for"),
+            ],
+            minimum=0,
+        ),
+        Panel(
+            "State a parameter by rank",
+            "suffix: B",
+            "Bytes of optimizer state a parameter. Good: the same on all ranks; else state depends on the sharding.",
+            [
+                Query(
+                    f"sum by (optimizer, rank) ({series('optimizer.state', OPTIMIZER)})"
+                    f" / sum by (optimizer, rank) ({series('parameters', OPTIMIZER)})",
+                    "{{optimizer}} rank {{rank}}",
+                )
+            ],
+            minimum=0,
+        ),
+        Panel(
+            "Update error from storing the state",
+            "percentunit",
+            "RMS of u(stored) minus u(exact) over RMS of u(exact): tells whether training is harmed. Good: below 10 %.",
+            [worst("update_quantization_error.ratio", "optimizer", "group")],
+            log=True,
+            width=12,
+            steps=ERROR,
+        ),
+        Panel(
+            "Quantisation error of the state",
+            "percentunit",
+            "RMS of stored minus exact over RMS of exact; for second moments of their roots. Good: steady, and in line"
+            " with the update error beside it, which is the one that matters.",
+            [worst("quantization_error.ratio", "slot", "group")],
+            log=True,
+            width=12,
+        ),
+        Panel(
+            "Stored as zero",
+            "percentunit",
+            "Non-zero values stored as zero, of all. Good: 0 for second moments (a zero there blows the update up);"
+            " some percent for first moments.",
+            [worst("quantization_underflow.ratio", "slot", "group")],
+            minimum=0,
+            width=12,
+        ),
+        Panel(
+            "Clipped",
+            "percentunit",
+            "Finite values clipped to the largest that their block can hold, of all. Good: about 0.",
+            [worst("quantization_saturated.ratio", "slot", "group")],
+            minimum=0,
+            width=12,
+        ),
+        Panel(
+            "Moment, root mean square",
+            "none",
+            "RMS of the exact moments, for second moments of their roots. Good: follows the gradients, slowly.",
+            [worst("moment.rms", "slot", "group")],
+            log=True,
+            width=6,
+        ),
+        Panel(
+            "Moment, mean",
+            "none",
+            "Mean of the exact moments. Good: near 0 for first moments, above 0 for second moments.",
+            [worst("moment.mean", "slot", "group")],
+            width=6,
+        ),
+        Panel(
+            "Moment, largest magnitude",
+            "none",
+            "Good: within a few orders of magnitude of the RMS; outliers make coarse blocks.",
+            [worst("moment.absmax", "slot", "group")],
+            log=True,
+            width=6,
+        ),
+        Panel(
+            "Moment, norm",
+            "none",
+            "Norm of the exact moments, for second moments of their roots. Good: slow and smooth.",
+            [worst("moment.norm", "slot", "group")],
+            log=True,
+            width=6,
+        ),
+    ),
+)

@@ -1,0 +1,219 @@
+"""Rows of the optimizer dashboard: how the run goes, step by step."""
+
+from __future__ import annotations
+
+from dashboards.panels import Panel, Query, Row
+from dashboards.queries import (
+    ERROR,
+    GREEN_ABOVE_ZERO_RED,
+    GROUP,
+    OPTIMIZER,
+    RUN,
+    mean,
+    node,
+    quantiles,
+    rate,
+    series,
+    total,
+    worst,
+)
+
+OVERVIEW = Row(
+    "Overview",
+    (
+        Panel(
+            "Ranks by state",
+            "short",
+            "How many ranks are running, finished, failed or lost. Good: all of them running, or all finished.",
+            [Query(f"sum by (state) ({series('run_state', RUN)}) > 0", "{{state}}")],
+            kind="stat",
+            width=4,
+            height=4,
+        ),
+        Panel(
+            "Step",
+            "none",
+            "Number of the newest step of any rank. Good: it grows.",
+            [Query(f"max ({series('step', RUN)})", "step")],
+            kind="stat",
+            width=4,
+            height=4,
+        ),
+        Panel(
+            "Steps a second",
+            "suffix: /s",
+            "Optimizer steps a second, the slowest rank. Good: constant over a run.",
+            [Query(f"min (rate({series('steps', OPTIMIZER)}[$__rate_interval]))", "steps a second")],
+            kind="stat",
+            width=4,
+            height=4,
+            decimals=2,
+        ),
+        Panel(
+            "Age of the last step",
+            "s",
+            "Time since the slowest rank ended a step. Good: not much more than one step and one scrape.",
+            [Query(f"time() - min ({series('last_step_timestamp', RUN)})", "age")],
+            kind="stat",
+            width=4,
+            height=4,
+            steps=(("green", None), ("orange", 120), ("red", 600)),
+        ),
+        Panel(
+            "Loss",
+            "none",
+            "Loss as the training loop reported it, mean over ranks. Good: falling, and finite.",
+            [Query(f"avg ({series('loss', RUN)})", "loss")],
+            kind="stat",
+            width=4,
+            height=4,
+            decimals=4,
+            no_value="not reported",
+        ),
+        Panel(
+            "Non-finite gradient elements",
+            "short",
+            "Gradient elements that were NaN or infinite in the time shown. Good: 0; under loss scaling, a few bursts.",
+            [Query(f"sum (increase({series('nonfinite_elements', OPTIMIZER)}[$__range]))", "elements")],
+            kind="stat",
+            width=4,
+            height=4,
+            decimals=0,
+            steps=GREEN_ABOVE_ZERO_RED,
+        ),
+        Panel(
+            "State found and asked for",
+            "bytes",
+            "Bytes of optimizer state over all ranks, as found and as the constructor asked for. Good: the same.",
+            [total("optimizer.state", legend="found"), total("optimizer.state_expected", legend="asked for")],
+            kind="stat",
+            width=8,
+            height=4,
+            decimals=2,
+        ),
+        Panel(
+            "State found minus asked for",
+            "bytes",
+            "Good: exactly 0, from the first step on. Anything else: the state is not stored the way it was asked for.",
+            [
+                Query(
+                    f"sum ({series('optimizer.state', OPTIMIZER)})"
+                    f" - sum ({series('optimizer.state_expected', OPTIMIZER)})",
+                    "difference",
+                )
+            ],
+            kind="stat",
+            width=4,
+            height=4,
+            steps=(("red", None), ("green", 0), ("red", 1)),
+        ),
+        Panel(
+            "State a parameter",
+            "suffix: B",
+            "Bytes of optimizer state a parameter. Good: 8 for fp32 AdamW, 4 for bf16, about 2.03 for int8.",
+            [
+                Query(
+                    f"sum ({series('optimizer.state', OPTIMIZER)}) / sum ({series('parameters', OPTIMIZER)})",
+                    "bytes a parameter",
+                )
+            ],
+            kind="stat",
+            width=4,
+            height=4,
+            decimals=3,
+        ),
+        Panel(
+            "Update error, worst group",
+            "percentunit",
+            "How far the update from the stored state is off the exact one, relative to its size. Good: below 10 %.",
+            [Query(f"max ({series('update_quantization_error.ratio', GROUP)})", "update error")],
+            kind="stat",
+            width=4,
+            height=4,
+            decimals=2,
+            steps=ERROR,
+        ),
+        Panel(
+            "GPU memory free, fullest GPU",
+            "percentunit",
+            "Free memory of the fullest GPU of the nodes. Good: above 5 %.",
+            [Query(f"min (({node('device.memory.free')}) / ({node('device.memory.total')}))", "free")],
+            kind="stat",
+            width=4,
+            height=4,
+            no_value="no GPU",
+            steps=(("red", None), ("orange", 0.05), ("green", 0.1)),
+        ),
+    ),
+)
+
+HEALTH = Row(
+    "Step health",
+    (
+        Panel(
+            "Optimizer step",
+            "s",
+            "Time inside optimizer.step(), over all ranks. Good: p99 close to p50.",
+            quantiles("optimizer_step_duration", OPTIMIZER),
+            log=True,
+        ),
+        Panel(
+            "Training step",
+            "s",
+            "Time from step to step, over all ranks. Good: p99 close to p50; spikes are data loading or checkpoints.",
+            quantiles("step_duration", RUN),
+            log=True,
+        ),
+        Panel(
+            "Share of the optimizer in the step",
+            "percentunit",
+            "Time inside optimizer.step() of all time, by rank. Good: a few percent on a GPU, the same on all ranks.",
+            [
+                Query(
+                    f"sum by (rank) (rate({series('optimizer_step_duration', OPTIMIZER, '_sum')}[$__rate_interval])) / "
+                    f"sum by (rank) (rate({series('step_duration', RUN, '_sum')}[$__rate_interval]))",
+                    "rank {{rank}}",
+                )
+            ],
+            minimum=0,
+        ),
+        Panel(
+            "Mean optimizer step by rank",
+            "s",
+            "Good: lines on top of each other. A rank above the others holds all of them back.",
+            [Query(mean("optimizer_step_duration", OPTIMIZER, "rank"), "rank {{rank}}")],
+            minimum=0,
+        ),
+        Panel(
+            "Steps and skipped steps a second",
+            "suffix: /s",
+            "Optimizer steps, and those in which no weight was updated. Good: none skipped; under loss scaling, few.",
+            [
+                rate("steps", "optimizer", matchers=OPTIMIZER, legend="{{optimizer}}"),
+                rate("steps_skipped", "optimizer", matchers=OPTIMIZER, legend="{{optimizer}} skipped"),
+            ],
+            minimum=0,
+        ),
+        Panel(
+            "Learning rate",
+            "none",
+            "Learning rate by parameter group. Good: the schedule that you meant, without a jump at a resume.",
+            [worst("learning_rate", "optimizer", "param_group", matchers=OPTIMIZER)],
+        ),
+        Panel(
+            "Loss by rank",
+            "none",
+            "Loss as the training loop reported it. Good: falling; a spike points to the rows below.",
+            [worst("loss", "rank", matchers=RUN)],
+            width=12,
+        ),
+        Panel(
+            "Ranks",
+            "none",
+            "1 while a rank's process is there. Good: 1 until the run is finished.",
+            [worst("rank_up", "rank", matchers=RUN)],
+            width=12,
+            minimum=0,
+        ),
+    ),
+)
