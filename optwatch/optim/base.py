@@ -111,8 +111,9 @@ class Optimizer(torch.optim.Optimizer):
         if self._bindings is None or self._has_new_gradient() or not all(b.is_current() for b in self._bindings):
             self._bind()
         assert self._bindings is not None
-        ran = (binding.run(self.param_groups, self.options, full) for binding in self._bindings)
-        return StepStats(self._steps, full, tuple(plan for plan in ran if plan is not None))
+        ran = [binding.run(self.param_groups, self.options, full) for binding in self._bindings]
+        layouts = tuple(binding.layout for binding in self._bindings)
+        return StepStats(self._steps, full, layouts, tuple(plan for plan in ran if plan is not None))
 
     def _has_new_gradient(self) -> bool:
         return any(param.grad is not None for param in self._waiting)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StatsLayout:
-    """Which tensors and slots the rows of a plan describe; a new object whenever that changes."""
+    """Which tensors and slots the rows of a plan describe; a new object, unequal to the old, when that changes."""
 
     indices: tuple[int, ...]  # of the parameters, counted through all parameter groups
     numel: tuple[int, ...]
@@ -33,11 +33,12 @@ class PlanStats:
 
 @dataclass(frozen=True)
 class StepStats:
-    """The statistics of one optimizer step. ``full`` tells whether more than the cheap fields were summed."""
+    """The statistics of one optimizer step."""
 
     step: int  # calls of step() so far, from 1
-    full: bool
-    plans: tuple[PlanStats, ...]
+    full: bool  # whether more than the cheap fields were summed
+    layouts: tuple[StatsLayout, ...]  # of every plan that is bound
+    plans: tuple[PlanStats, ...]  # of those that ran: the ones with a gradient
 
 
 Subscriber = Callable[[StepStats], None]

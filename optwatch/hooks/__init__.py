@@ -1,0 +1,7 @@
+"""Watching a training loop from inside: probes, the board they feed, and the agent's start."""
+
+from __future__ import annotations
+
+from optwatch.hooks.watch import Watch, watch
+
+__all__ = ["Watch", "watch"]

@@ -1,0 +1,236 @@
+"""The probe of one optimizer: it hears of every step and hands the numbers to the publisher.
+
+It runs inside the training loop, so it never waits, never raises and keeps neither tensors nor the optimizer alive.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from optwatch.board import Histogram, Series, Table, TensorInfo
+from optwatch.board.writer import Values
+from optwatch.hooks.publisher import histogram
+from optwatch.hooks.transfer import Rows, Transfer
+from optwatch.metrics.fields import CHEAP_FIELDS, row_length
+from optwatch.optim import Optimizer, StatsLayout, StepStats
+from optwatch.optim.base import count_state_bytes
+
+#: Learning rates of more parameter groups than this are not shown: a group may be a single tensor.
+MAXIMUM_RATES = 16
+#: Wraps what the training loop calls, so that nothing it raises gets there.
+Guard = Callable[[Callable[..., None]], Callable[..., None]]
+
+_NONFINITE = CHEAP_FIELDS.index("nonfinite")
+
+Publish = Callable[["Probe", "Values | None", int], None]
+#: Gives the name and the group of each parameter of an optimizer.
+Naming = Callable[[torch.optim.Optimizer], "tuple[Sequence[str], Sequence[str]]"]
+
+
+class Probe:
+    """Watches one optimizer: statistics from optwatch's own, bytes and durations from any.
+
+    ``publish`` is called with the rows ``[tensors, fields]`` of a step once they have arrived, a step later on a
+    GPU, and with the number of that step.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, name: str, naming: Naming, every: int, replicas: int,
+        publish: Publish, changed: Callable[[], None], guard: Guard,
+    ) -> None:  # fmt: skip
+        self.name = name
+        self.table: Table | None = None
+        self._optimizer = weakref.ref(optimizer)
+        self._naming, self._every, self._replicas = naming, every, replicas
+        self._publish, self._changed = publish, changed
+        self._layouts: tuple[StatsLayout, ...] = ()
+        self._offsets: dict[int, int] = {}  # first row of each layout, by identity
+        self._transfer = Transfer()
+        self._duration = histogram("optwatch.optimizer_step_duration")
+        self._bytes: list[tuple[Series, float]] = []
+        self._rates: list[tuple[Series, float]] = []
+        self._steps = self._skipped = self._nonfinite = 0.0
+        self._started = math.nan
+        self._stats: StepStats | None = None
+        self.overhead = 0.0  # seconds that this probe took from the training loop
+        self._unhook: list[Callable[[], None]] = [
+            optimizer.register_step_pre_hook(guard(self._before)).remove,
+            optimizer.register_step_post_hook(guard(self._after)).remove,
+        ]
+        if isinstance(optimizer, Optimizer):
+            self._unhook.append(optimizer.subscribe(guard(self._receive), every))
+        self._describe(optimizer)
+
+    # --- what the training loop calls ------------------------------------------------------------------------------
+
+    def _before(self, *_: object) -> None:
+        self._started = time.perf_counter()
+
+    def _receive(self, stats: StepStats) -> None:
+        self._stats = stats
+
+    def _after(self, *_: object) -> None:
+        ended = time.perf_counter()
+        optimizer = self._optimizer()
+        if optimizer is None:
+            return
+        self._duration.observe(ended - self._started)
+        self._steps += 1
+        stats, self._stats = self._stats, None
+        if stats is None:
+            if self._steps % self._every == 1 % self._every:
+                self._describe(optimizer)
+            self._publish(self, None, int(self._steps))
+        else:
+            self._take(optimizer, stats)
+        self._read_rates(optimizer)
+        self.overhead += time.perf_counter() - ended
+
+    def _take(self, optimizer: torch.optim.Optimizer, stats: StepStats) -> None:
+        """Start the rows on their way and publish those that have arrived."""
+        if not stats.plans:
+            self._skipped += 1
+        changed = stats.layouts != self._layouts
+        if changed:
+            self._layouts = stats.layouts
+            self._tabulate(optimizer)
+        if changed or stats.full:
+            self._describe(optimizer)
+        self._transfer.send(stats)
+        for rows in self._transfer.arrived():
+            self._deliver(rows)
+
+    def _deliver(self, rows: Rows) -> None:
+        if not self._layouts or any(id(layout) not in self._offsets for layout, _ in rows.plans):
+            return  # of a layout that is gone by now
+        width = row_length(len(self._layouts[0].slots)) if rows.full else len(CHEAP_FIELDS)
+        table = np.zeros((sum(len(layout.numel) for layout in self._layouts), width))
+        for layout, values in rows.plans:
+            start = self._offsets[id(layout)]
+            table[start : start + len(values)] = values[:, :width]
+        self._nonfinite += table[:, _NONFINITE].sum()
+        self._publish(self, table, rows.step)
+
+    # --- what the publisher reads ----------------------------------------------------------------------------------
+
+    def gauges(self) -> Sequence[tuple[Series, float]]:
+        """Bytes and learning rates."""
+        return self._bytes + self._rates
+
+    def counters(self) -> Sequence[tuple[Series, float]]:
+        """Steps, steps without an update, non-finite gradient elements."""
+        return self._counters_of(self._steps, self._skipped, self._nonfinite)
+
+    def histograms(self) -> Sequence[tuple[Series, Histogram]]:
+        """The time inside step()."""
+        return [(Series("optwatch.optimizer_step_duration", {"optimizer": self.name}), self._duration)]
+
+    def infos(self) -> Sequence[Series]:
+        """The optimizer's rule, storage formats and backends."""
+        optimizer = self._optimizer()
+        own = isinstance(optimizer, Optimizer)
+        formats = {str(group.get("state")) for group in optimizer.param_groups} if optimizer and own else {"unknown"}
+        backends = {layout.backend for layout in self._layouts} or {"unknown"}
+        rule = optimizer.rule.name if isinstance(optimizer, Optimizer) else type(optimizer).__name__.lower()
+        labels = {"rule": rule, "codec": "+".join(sorted(formats)), "backend": "+".join(sorted(backends))}
+        return [Series("optwatch.optimizer", {"optimizer": self.name, **labels})]
+
+    def close(self) -> None:
+        """Hear of no more steps."""
+        for unhook in self._unhook:
+            unhook()
+
+    def drain(self) -> None:
+        """Publish what is still on its way, waiting briefly for the device."""
+        for rows in self._transfer.drain():
+            self._deliver(rows)
+
+    # --- series ----------------------------------------------------------------------------------------------------
+
+    def _counters_of(self, *values: float) -> list[tuple[Series, float]]:
+        names = ("optwatch.steps", "optwatch.steps_skipped", "optwatch.nonfinite_elements")
+        labels = {"optimizer": self.name}
+        return [(Series(name, labels), value) for name, value in zip(names, values, strict=True)]
+
+    def _tabulate(self, optimizer: torch.optim.Optimizer) -> None:
+        """Describe the rows: one table, plan after plan."""
+        names, groups = self._naming(optimizer)
+        self._offsets, start = {}, 0
+        for layout in self._layouts:
+            self._offsets[id(layout)] = start
+            start += len(layout.indices)
+        if not self._layouts:
+            return
+        first = self._layouts[0]
+        self.table = Table(
+            optimizer=self.name,
+            slots=first.slots,
+            second_moments=first.second_moments,
+            tensors=tuple(
+                TensorInfo(names[index], groups[index], numel)
+                for layout in self._layouts
+                for index, numel in zip(layout.indices, layout.numel, strict=True)
+            ),
+            replicas=self._replicas,
+        )
+        self._changed()
+
+    def _describe(self, optimizer: torch.optim.Optimizer) -> None:
+        """Count the bytes anew. They change only when tensors do, which a new layout tells; strangers' never do."""
+        described = byte_series(optimizer, self.name)
+        if [series for series, _ in described] != [series for series, _ in self._bytes]:
+            self._changed()
+        self._bytes = described
+        if not self._rates:
+            self._read_rates(optimizer)
+
+    def _read_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        groups = optimizer.param_groups[:MAXIMUM_RATES]
+        if len(groups) != len(self._rates):
+            self._rates = [
+                (Series("optwatch.learning_rate", {"optimizer": self.name, "param_group": str(i)}), math.nan)
+                for i in range(len(groups))
+            ]
+            self._changed()
+        self._rates = [
+            (series, _on_host(group.get("lr"))) for (series, _), group in zip(self._rates, groups, strict=True)
+        ]
+
+
+def _on_host(value: object) -> float:
+    """A number as a float; NaN for one that lies on a device, since reading it would wait."""
+    if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+        return math.nan
+    return float(cast(Any, value)) if value is not None else math.nan
+
+
+def byte_series(optimizer: torch.optim.Optimizer, name: str) -> list[tuple[Series, float]]:
+    """The byte gauges of an optimizer: state as found and as asked for, parameters, gradients, and the elements."""
+    if isinstance(optimizer, Optimizer):
+        actual, expected = optimizer.state_bytes(), optimizer.expected_state_bytes()
+    else:
+        actual, expected = count_state_bytes(optimizer.state.values(), ()), {}
+    series = []
+    for metric, counted in (("state", actual), ("state_expected", expected)):
+        for kind, number in sorted(counted.items()):
+            series.append((Series(f"optwatch.optimizer.{metric}", {"optimizer": name, **kind._asdict()}), number))
+    totals: dict[tuple[str, str, str], int] = {}
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            tensors = [("parameter", param, param.nbytes), ("parameters", param, param.numel())]
+            if param.grad is not None:
+                tensors.append(("gradient", param.grad, param.grad.nbytes))
+            for metric, tensor, number in tensors:
+                key = (metric, str(tensor.dtype).removeprefix("torch."), str(tensor.device))
+                totals[key] = totals.get(key, 0) + number
+    for (metric, dtype, device), number in sorted(totals.items()):
+        labels = {"optimizer": name, "dtype": dtype, "device": device}
+        series.append((Series(f"optwatch.{metric}", labels), number))
+    return [(s, float(number)) for s, number in series]

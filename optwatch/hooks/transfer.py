@@ -1,0 +1,78 @@
+"""Moving rows of statistics from the device to the host without anyone waiting."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from optwatch.optim import StatsLayout, StepStats
+
+#: Steps whose rows may be under way at once. A device that is further behind loses the oldest.
+DEPTH = 4
+
+
+@dataclass
+class Rows:
+    """The rows of one step, on the host when every event has happened."""
+
+    step: int
+    full: bool
+    plans: list[tuple[StatsLayout, NDArray[np.float64]]]
+    events: list[torch.cuda.Event]
+
+    def here(self) -> bool:
+        """Whether the rows have arrived."""
+        return all(event.query() for event in self.events)
+
+
+class Transfer:
+    """A short queue of rows under way. Rows on the CPU are there at once."""
+
+    def __init__(self) -> None:
+        self._under_way: deque[Rows] = deque()
+        self._pinned: dict[tuple[int, ...], list[torch.Tensor]] = {}
+        self.lost = 0
+
+    def send(self, stats: StepStats) -> None:
+        """Start copying; the optimizer will use its buffers again two steps later, in stream order."""
+        rows = Rows(stats.step, stats.full, [], [])
+        for plan in stats.plans:
+            if plan.rows.device.type == "cpu":
+                rows.plans.append((plan.layout, plan.rows.numpy()))
+                continue
+            host = self._buffer(plan.rows)
+            host.copy_(plan.rows, non_blocking=True)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(plan.rows.device))
+            rows.plans.append((plan.layout, host.numpy()))
+            rows.events.append(event)
+        if len(self._under_way) == DEPTH:
+            self._under_way.popleft()
+            self.lost += 1
+        self._under_way.append(rows)
+
+    def arrived(self) -> Iterator[Rows]:
+        """The rows that are there, oldest first."""
+        while self._under_way and self._under_way[0].here():
+            yield self._under_way.popleft()
+
+    def drain(self) -> Iterator[Rows]:
+        """Everything under way, waiting for the device; only for the end of a run."""
+        for rows in self._under_way:
+            for event in rows.events:
+                event.synchronize()
+        yield from self.arrived()
+
+    def _buffer(self, rows: torch.Tensor) -> torch.Tensor:
+        """Pinned memory of the shape of ``rows``, used in turn: allocated in the first steps only."""
+        ring = self._pinned.setdefault(tuple(rows.shape), [])
+        if len(ring) <= DEPTH + 1:
+            ring.append(torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True))
+            return ring[-1]
+        ring.append(ring.pop(0))
+        return ring[-1]

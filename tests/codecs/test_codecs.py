@@ -1,0 +1,252 @@
+"""Storage formats: the reference codecs hold what their formulas promise, on finite domains for every value."""
+
+from __future__ import annotations
+
+import math
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from optwatch.codecs import FORMATS, Codec, Kind, codec_for, find_codec, state_format
+from optwatch.codecs.int8.codec import round_up_to_bf16
+from optwatch.kernels import random
+
+CODECS = sorted(
+    {(codec.name, kind): codec for chosen in FORMATS.values() for kind, codec in chosen.items()}.items(),
+    key=lambda item: (item[0][0], item[0][1].value),
+)
+SIZES = (1, 31, 127, 128, 129, 255, 256, 257, 4095, 4096, 4097)
+CPU = torch.device("cpu")
+LOG = FORMATS["int8"][Kind.SECOND_MOMENT]
+CUBIC = FORMATS["int8"][Kind.SIGNED]
+
+
+def uniform(numel: int, seed: int = 3) -> torch.Tensor:
+    return torch.randint(0, 65536, (numel,), generator=torch.Generator().manual_seed(seed)).float()
+
+
+def round_trip(codec: Codec, values: torch.Tensor, seed: int = 3) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    buffers = codec.allocate(len(values), CPU)
+    stored = codec.store(values, buffers, uniform(len(values), seed))
+    torch.testing.assert_close(stored, codec.load(buffers), rtol=0, atol=0, equal_nan=True)
+    return stored, buffers
+
+
+def sample(kind: Kind, numel: int, scale: float = 1e-4) -> torch.Tensor:
+    values = scale * torch.randn(numel, generator=torch.Generator().manual_seed(numel))
+    return values.square() if kind is Kind.SECOND_MOMENT else values
+
+
+@pytest.mark.parametrize("numel", SIZES)
+@pytest.mark.parametrize(("key", "codec"), CODECS, ids=lambda x: x[0] if isinstance(x, tuple) else "")
+class TestEveryCodec:
+    """What holds for any storage format."""
+
+    def test_bytes_are_exact(self, key: tuple[str, Kind], codec: Codec, numel: int) -> None:
+        """The predicted bytes are those of the storages."""
+        buffers = codec.allocate(numel, CPU)
+        assert codec.nbytes(numel) == sum(b.untyped_storage().nbytes() for b in buffers.values())
+
+    def test_fresh_buffers_decode_to_zero(self, key: tuple[str, Kind], codec: Codec, numel: int) -> None:
+        """State starts at zero."""
+        assert not codec.load(codec.allocate(numel, CPU)).any()
+
+    def test_cut_and_whole_agree(self, key: tuple[str, Kind], codec: Codec, numel: int) -> None:
+        """Storing piece by piece gives the same buffers as storing at once."""
+        values, numbers = sample(key[1], numel), uniform(numel)
+        _, whole = round_trip(codec, values)
+        pieces = codec.allocate(numel, CPU)
+        for start in range(0, numel, 1024):
+            stop = min(start + 1024, numel)
+            codec.store(values[start:stop], codec.cut(pieces, start, stop), numbers[start:stop])
+        for name, buffer in whole.items():
+            assert torch.equal(buffer, pieces[name])
+
+    def test_a_value_that_is_not_finite_stays_so(self, key: tuple[str, Kind], codec: Codec, numel: int) -> None:
+        """NaN and Inf are never turned into numbers; other blocks do not suffer."""
+        for bad in (math.nan, math.inf):
+            values = sample(key[1], numel)
+            values[numel // 2] = bad
+            stored, _ = round_trip(codec, values)
+            assert not stored[numel // 2].isfinite()
+            first = numel // 2 // codec.block * codec.block
+            assert stored[:first].isfinite().all()
+            assert stored[first + codec.block :].isfinite().all()
+
+    def test_zero_stays_zero_and_only_zero(self, key: tuple[str, Kind], codec: Codec, numel: int) -> None:
+        """A second moment stored as zero would blow the update up."""
+        values = sample(key[1], numel)
+        values[::3] = 0.0
+        stored, _ = round_trip(codec, values)
+        assert not stored[::3].any()
+        if key[1] is Kind.SECOND_MOMENT:
+            assert (stored[values > 0] > 0).all()
+
+
+def test_cubic_codes_all_decode_and_encode_to_themselves() -> None:
+    """All 255 codes, at many scales."""
+    codes = torch.arange(-127, 128, dtype=torch.int8)
+    block = torch.cat([codes[:127], codes[-1:], codes[127:]])  # each half with a 127, so that it keeps its scale
+    for exponent in range(-95, 127, 7):
+        buffers = CUBIC.allocate(256, CPU)
+        buffers["codes"].copy_(block)
+        buffers["scale"].fill_(2.0**exponent)
+        values = CUBIC.load(buffers)
+        again = CUBIC.allocate(256, CPU)
+        CUBIC.store(values, again)
+        assert torch.equal(again["codes"], block)
+        assert torch.equal(again["scale"], buffers["scale"])
+
+
+def test_cubic_error_is_half_a_code() -> None:
+    """The cube root of the stored value is within half a code of the exact one's."""
+    values = sample(Kind.SIGNED, 1 << 16)
+    stored, buffers = round_trip(CUBIC, values)
+    scale = buffers["scale"].float().repeat_interleave(128).double()
+    roots = [(x.double().abs() / scale).pow(1 / 3) * 127 for x in (values, stored)]
+    assert (roots[0] - roots[1]).abs().max() <= 0.5 + 1e-4
+    assert not ((values < 0) & (stored > 0) | (values > 0) & (stored < 0)).any()
+
+
+def test_rounding_up_to_bf16_for_every_upper_half() -> None:
+    """For every finite bf16 value, exactly and from just below and above."""
+    bits = torch.arange(0, 0x7F80, dtype=torch.int32) << 16
+    exact = bits.view(torch.float32)
+    assert torch.equal(round_up_to_bf16(exact), exact)
+    below = (bits[1:] - 1).view(torch.float32)
+    assert torch.equal(round_up_to_bf16(below), exact[1:])
+    above = (bits[:-1] + 1).view(torch.float32)
+    assert torch.equal(round_up_to_bf16(above), exact[1:])
+    assert round_up_to_bf16((bits[-1:] + 1).view(torch.float32)).isfinite().all()
+
+
+def test_a_scale_at_the_end_of_the_range_saturates() -> None:
+    """Magnitudes beyond the largest finite bf16 are cut off and counted."""
+    values = torch.full((128,), torch.finfo(torch.float32).max)
+    for codec in (CUBIC, FORMATS["bf16"][Kind.SIGNED]):
+        stored, buffers = round_trip(codec, values)
+        assert stored.isfinite().all()
+        assert codec.saturated(values, buffers).all()
+        assert not codec.saturated(values / 4, round_trip(codec, values / 4)[1]).any()
+
+
+def test_log_error_is_less_than_a_code() -> None:
+    """A stored second moment is one of the two neighbours on the grid, at any magnitude."""
+    for scale in (1e-18, 1e-9, 1e-4, 1.0, 1e9, 1e18):
+        values = sample(Kind.SECOND_MOMENT, 1 << 14, scale).clamp(min=2.0**-126)
+        stored, buffers = round_trip(LOG, values)
+        step = buffers["grid"].view(-1, 2)[:, 1].repeat_interleave(256).double()
+        assert ((stored.double() / values.double()).log2().abs() <= step * 1.001 + 1e-5).all()
+
+
+def test_log_is_unbiased_in_the_value() -> None:
+    """The mean over many random streams is the value itself."""
+    values = sample(Kind.SECOND_MOMENT, 256).repeat(64)
+    total = sum(round_trip(LOG, values, seed)[0].double() for seed in range(200))
+    ratio = (total / 200).view(64, 256).mean(0) / values[:256].double()
+    assert (ratio - 1).abs().max() < 5e-3  # 12,800 draws of a step of up to 15 %: 5 sigma
+
+
+def test_log_floor() -> None:
+    """Second moments below 2**-126 are kept at 2**-126, those 126 octaves below the largest at that."""
+    stored, _ = round_trip(LOG, torch.tensor([1e-45, 1e-40, 2.0**-126, 0.0]))
+    assert stored.tolist()[3] == 0.0
+    torch.testing.assert_close(stored[:3], torch.full((3,), 2.0**-126))
+    stored, _ = round_trip(LOG, torch.tensor([2.0**-120, 2.0**100]))
+    torch.testing.assert_close(stored, torch.tensor([2.0**-26, 2.0**100]), rtol=1e-4, atol=0)
+
+
+def test_stochastic_bf16_for_every_value() -> None:
+    """Every finite bf16 stays itself; between two, the share of ups is the distance, for every random number."""
+    exact = (torch.arange(0, 0x7F80, dtype=torch.int32) << 16).view(torch.float32)
+    codec = FORMATS["bf16"][Kind.SECOND_MOMENT]
+    stored, _ = round_trip(codec, exact)
+    assert torch.equal(stored, exact)
+    between = torch.full((65536,), (0x3F800000 + 12345), dtype=torch.int32).view(torch.float32)
+    buffers = codec.allocate(65536, CPU)
+    stored = codec.store(between, buffers, torch.arange(65536).float())
+    assert (stored > 1).sum().item() == 12345
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=600),
+    st.sampled_from(CODECS),
+)
+def test_any_finite_values_stay_finite(values: list[float], entry: tuple[tuple[str, Kind], Codec]) -> None:
+    """Whatever is stored, what comes back is finite, of the same sign, and no larger than the block's largest."""
+    (_, kind), codec = entry
+    x = torch.tensor(values, dtype=torch.float32)
+    x = x.abs() if kind is Kind.SECOND_MOMENT else x
+    stored, _ = round_trip(codec, x)
+    assert stored.isfinite().all()
+    assert (stored * x.sign() >= 0).all()
+    assert stored.abs().max() <= max(x.abs().max().item() * 1.01, 2.0**-126)
+
+
+def test_formats_are_told_apart_by_their_tensors() -> None:
+    """Every codec is found again from its primary dtype and the names of its other buffers."""
+    for (_, kind), codec in CODECS:
+        others = [buffer.name for buffer in codec.buffers[1:]]
+        assert find_codec(kind, codec.buffers[0].dtype, others) is codec
+    assert find_codec(Kind.SIGNED, torch.float64, ()) is None
+
+
+def test_small_tensors_keep_exact_state() -> None:
+    """Below 4096 elements int8 means fp32."""
+    assert codec_for("int8", Kind.SIGNED, 4095).name == "fp32"
+    assert codec_for("int8", Kind.SIGNED, 4096).name == "int8_cubic"
+    assert codec_for("bf16", Kind.SIGNED, 1).name == "bf16"
+
+
+def test_unknown_format_names_the_valid_ones() -> None:
+    """The message is the documentation."""
+    with pytest.raises(ValueError, match="unknown state format 'int9': use one of 'fp32', 'bf16', 'int8'"):
+        state_format("int9")
+    with pytest.raises(ValueError, match="unknown state format"):
+        state_format(None)  # type: ignore[arg-type]
+
+
+class TestRandomNumbers:
+    """The generator behind stochastic rounding."""
+
+    @staticmethod
+    def key(seed: int = 0, parameter: int = 0, step: int = 1, slot: int = 1) -> list[int]:
+        keys = random.keys(
+            np.array([seed], np.uint64), np.array([parameter], np.uint64), 2, np.array([step], np.float64)
+        )
+        return keys[0, slot].tolist()
+
+    def test_uniform_and_independent(self) -> None:
+        """Moments, serial correlation, and correlation between neighbouring keys are those of white noise."""
+        n = 1 << 20
+        base = random.numbers(self.key(), 0, n, CPU).double()
+        assert abs(base.mean() - 32767.5) < 5 * 18918 / math.sqrt(n)
+        assert abs(base.std() - 18918) < 100
+        counts = torch.bincount(base.long() >> 8, minlength=256).double()
+        chi2 = ((counts - n / 256) ** 2 / (n / 256)).sum()
+        assert 255 - 5 * math.sqrt(510) < chi2 < 255 + 5 * math.sqrt(510)
+        white = (base - base.mean()) / base.std()
+        for lag in (1, 2, 3, 128, 256):
+            assert abs((white[lag:] * white[:-lag]).mean()) < 5 / math.sqrt(n)
+        for other in (self.key(seed=1), self.key(parameter=1), self.key(step=2), self.key(slot=0)):
+            noise = random.numbers(other, 0, n, CPU).double()
+            assert abs((white * (noise - noise.mean()) / noise.std()).mean()) < 5 / math.sqrt(n)
+
+    def test_steps_of_one_element_are_independent(self) -> None:
+        """A second moment sees the numbers of one element over thousands of steps."""
+        steps = 4096
+        series = torch.stack([random.numbers(self.key(step=s), 1000, 1064, CPU) for s in range(1, steps + 1)]).double()
+        series = (series - series.mean(0)) / series.std(0)
+        assert (series[1:] * series[:-1]).mean(0).abs().max() < 5 / math.sqrt(steps)
+
+    def test_a_piece_is_a_piece_of_the_whole(self) -> None:
+        """Numbers depend on the element's index only, also beyond 2**32 pairs."""
+        whole = random.numbers(self.key(), 0, 1001, CPU)
+        assert torch.equal(random.numbers(self.key(), 500, 777, CPU), whole[500:777])
+        far = random.numbers(self.key(), 2**33 - 4, 2**33 + 4, CPU)
+        assert torch.equal(far[4:], random.numbers(self.key(), 2**33, 2**33 + 4, CPU))
+        assert not torch.equal(far[4:], whole[:4])
