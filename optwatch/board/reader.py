@@ -177,13 +177,17 @@ class BoardReader:
         except OSError as error:
             raise BoardReadError(f"{self.path}: {error.strerror}") from error
         if len(data) != size:
-            raise BoardTruncatedError(f"{self.path}: ends at {offset + len(data)}, at least {offset + size} expected")
+            raise BoardTruncatedError(
+                f"{self.path}: ends at {offset + len(data)}, at least {offset + size} expected"
+            )
         return data
 
     def _read_header(self) -> tuple[int, Layout, Schema]:
         total = os.fstat(self._fd).st_size
         if total < HEADER.size or total > MAXIMUM_BYTES:
-            raise BoardTruncatedError(f"{self.path}: {total} bytes, expected {HEADER.size} to {MAXIMUM_BYTES}")
+            raise BoardTruncatedError(
+                f"{self.path}: {total} bytes, expected {HEADER.size} to {MAXIMUM_BYTES}"
+            )
         data = self._read(0, HEADER.size)
         (magic, version, schema_bytes, generation, schema_crc, live_bytes, cheap_depth, cheap_bytes,
          full_depth, full_bytes, crc) = HEADER.unpack(data)  # fmt: skip

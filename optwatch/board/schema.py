@@ -175,7 +175,9 @@ def _refuse(what: str) -> NoReturn:
 def _validate(schema: Schema) -> None:
     run = schema.run
     if not isinstance(run.get("run_id"), str) or not isinstance(run.get("rank"), int) or run["rank"] < 0:
-        _refuse(f"run needs run_id (text) and rank (0 or more), got {run.get('run_id')!r}, {run.get('rank')!r}")
+        _refuse(
+            f"run needs run_id (text) and rank (0 or more), got {run.get('run_id')!r}, {run.get('rank')!r}"
+        )
     for kind in ("gauges", "counters", "infos", "histograms"):
         series: tuple[Series, ...] = getattr(schema, kind)
         if not all(isinstance(s.name, str) for s in series):
@@ -193,7 +195,12 @@ def _validate(schema: Schema) -> None:
 
 
 def _validate_table(table: Table) -> None:
-    names = (table.optimizer, *table.slots, *(t.name for t in table.tensors), *(t.group for t in table.tensors))
+    names = (
+        table.optimizer,
+        *table.slots,
+        *(t.name for t in table.tensors),
+        *(t.group for t in table.tensors),
+    )
     if not all(isinstance(n, str) for n in names):
         _refuse("names of optimizers, slots, tensors and groups must be text")
     if len(table.slots) != len(table.second_moments):

@@ -137,9 +137,7 @@ class BoardWriter:
             record, index = (self._full, self._full_head) if full else (self._cheap, self._cheap_head)
             self._fill(record, full, gauges, tables)
             self._accumulate(counters, histograms)
-            RECORD.pack_into(
-                record.buffer, 0, 0, self._kinds_bytes, index, self._published, step, time_s
-            )
+            RECORD.pack_into(record.buffer, 0, 0, self._kinds_bytes, index, self._published, step, time_s)
             _CRC.pack_into(record.buffer, 0, zlib.crc32(record.body))
             written = self._write(record.buffer, self._layout.place(index, full))
             if written:
@@ -210,7 +208,9 @@ class BoardWriter:
         """Write a complete file beside the final name, locked, then rename it: no reader sees a part of it."""
         temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(6)}.tmp")
         try:
-            self._fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(
+                temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            )
         except OSError as error:
             raise BoardDirectoryError(f"{temporary}: cannot be made: {error.strerror}") from error
         try:

@@ -1,0 +1,51 @@
+"""One agent per directory: the lock that elects it and the file that says where it serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from optwatch.board import locks
+
+LOCK = "agent.lock"
+ADDRESS = "agent.json"
+
+
+class Election:
+    """Holds ``agent.lock`` for as long as this process is the agent; it ends with the process, however it dies."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._fd = -1
+
+    def win(self) -> bool:
+        """Become the agent of the directory. False while another process is."""
+        path = self._directory / LOCK
+        # Within one process the kernel would grant the lock twice.
+        if path.exists() and locks.held_descriptor(path.lstat()) is not None:
+            return False
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        if locks.try_lock(self._fd):
+            return True
+        os.close(self._fd)
+        self._fd = -1
+        return False
+
+    def publish(self, facts: dict[str, Any]) -> None:
+        """Write ``agent.json`` so that a reader sees all of it or the one before."""
+        path = self._directory / ADDRESS
+        temporary = path.with_name(f".{ADDRESS}.{secrets.token_hex(6)}")
+        temporary.write_text(json.dumps(facts) + "\n", encoding="ascii")
+        temporary.replace(path)
+
+    def resign(self) -> None:
+        """Take the address back and let go of the lock."""
+        if self._fd < 0:
+            return
+        (self._directory / ADDRESS).unlink(missing_ok=True)
+        locks.forget(self._fd)
+        os.close(self._fd)
+        self._fd = -1

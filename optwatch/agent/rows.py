@@ -1,0 +1,67 @@
+"""From rows of sums to values: group, add, then form the ratios of the catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optwatch.board import Table, fold_to_groups
+from optwatch.exporters.base import Point
+from optwatch.metrics.catalogue import CATALOGUE
+from optwatch.metrics.fields import CHEAP_FIELDS
+from optwatch.metrics.formulas import present, sums_of
+from optwatch.metrics.spec import MetricSpec
+
+_CHEAP = tuple(spec for spec in CATALOGUE.formed("tensor") if not spec.needs_full)
+_FULL = tuple(spec for spec in CATALOGUE.formed("tensor") if spec.needs_full)
+_SLOT = CATALOGUE.formed("slot")
+
+
+class TableView:
+    """The newest rows of one table, and the points made of them.
+
+    A value that needs the full statistics comes from the newest full row as a whole: fields of different steps are
+    never mixed.
+    """
+
+    def __init__(self, table: Table, labels: dict[str, str]) -> None:
+        self._table = table
+        self._fold = fold_to_groups(table)
+        self._labels = {**labels, "optimizer": table.optimizer}
+        self._groups = [tensor.name for tensor in self._fold.table.tensors]
+        self._numel = np.array([tensor.numel for tensor in self._fold.table.tensors], dtype=np.float64)
+        self._cheap: NDArray[np.float64] | None = None
+        self._full: NDArray[np.float64] | None = None
+
+    def take(self, rows: NDArray[np.float64]) -> None:
+        """Keep the rows of a newer step."""
+        if rows.shape[1] > len(CHEAP_FIELDS):
+            self._full = rows
+        self._cheap = rows[:, : len(CHEAP_FIELDS)]
+
+    def points(self) -> Iterator[tuple[str, Point]]:
+        """Metric name and point of every value that exists."""
+        # Inf - Inf in the sums of sick rows is a NaN to be shown, not a reason for a warning.
+        with np.errstate(all="ignore"):
+            if self._cheap is not None:
+                yield from self._level(self._fold.apply(self._cheap), 0, {}, _CHEAP)
+            if self._full is None:
+                return
+            merged = self._fold.apply(self._full)
+            yield from self._level(merged, 0, {}, _FULL)
+            for index, slot in enumerate(self._table.slots):
+                yield from self._level(merged, index, {"slot": slot}, _SLOT)
+
+    def _level(
+        self, merged: NDArray[np.float64], slot: int, extra: dict[str, str], specs: Iterable[MetricSpec]
+    ) -> Iterator[tuple[str, Point]]:
+        sums = sums_of(merged, self._numel, slot)
+        for spec in specs:
+            if spec.formula is None or not sums.keys() >= set(spec.formula.fields):
+                continue  # a rule without slots has no moment to speak of
+            shown, values = present(spec.formula, sums), spec.formula.value(sums)
+            for group, show, value in zip(self._groups, shown.tolist(), values.tolist(), strict=True):
+                if show:
+                    yield spec.name, Point({**self._labels, **extra, "group": group}, value)

@@ -1,0 +1,158 @@
+"""The HTTP side: three small pages for GET, and limits on everything a client can do."""
+
+from __future__ import annotations
+
+import io
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from http.server import BaseHTTPRequestHandler
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any, TypeAlias
+
+log = logging.getLogger("optwatch.agent")
+
+DEFAULT_PORT = 9464
+_NEXT_PORTS = 16  # tried in order before any free one
+_REQUEST_BYTES = 16 << 10  # request line and headers together
+_REQUEST_SECONDS = 5.0  # for the whole request, so that a byte at a time gains nothing
+_CONNECTIONS = 32
+
+#: Status, content type, body.
+Response: TypeAlias = tuple[int, str, bytes]
+#: The Accept header -> the response.
+Page: TypeAlias = Callable[[str], Response]
+
+
+class _TooLargeError(Exception):
+    """A request longer than allowed."""
+
+
+class _Bounded(io.RawIOBase):
+    """A socket's bytes up to a size and a point in time."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._left = _REQUEST_BYTES
+        self._deadline = time.monotonic() + _REQUEST_SECONDS
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        if self._left <= 0:
+            raise _TooLargeError
+        self._connection.settimeout(left)
+        size = self._connection.recv_into(memoryview(buffer)[: self._left])
+        self._left -= size
+        self._connection.settimeout(_REQUEST_SECONDS)
+        return size
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+    server_version = "optwatch"
+    sys_version = ""
+    timeout = _REQUEST_SECONDS
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = io.BufferedReader(_Bounded(self.connection))  # type: ignore[assignment]  # read-only is enough
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except _TooLargeError:
+            self.request_version = "HTTP/1.0"
+            self._answer(431, "text/plain", b"request too large\n")
+        except (ConnectionError, TimeoutError):
+            pass  # the client went away, or would not take its answer
+
+    def parse_request(self) -> bool:
+        """Refuse other methods before looking for a handler: 405 with what is allowed, not 501."""
+        if not super().parse_request():
+            return False
+        if self.command == "GET":
+            return True
+        self._answer(405, "text/plain", b"only GET\n", {"Allow": "GET"})
+        return False
+
+    def do_GET(self) -> None:
+        page = self.server.pages.get(self.path.partition("?")[0])
+        if page is None:
+            self._answer(404, "text/plain", b"not found; see /metrics\n")
+            return
+        status, content_type, body = page(self.headers.get("Accept", ""))
+        self._answer(status, content_type, body)
+
+    def _answer(self, status: int, content_type: str, body: bytes, more: Mapping[str, str] = {}) -> None:  # noqa: B006 - never written to
+        self.send_response(status)
+        for name, value in {"Content-Type": content_type, "Content-Length": str(len(body)), **more}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        log.debug("%s " + format, self.client_address[0], *args)
+
+
+class Server(ThreadingMixIn, TCPServer):
+    """Serves `pages` from threads of its own. Raises OSError if it can bind to no port at all."""
+
+    daemon_threads = True
+    block_on_close = False
+    allow_reuse_address = True
+    request_queue_size = 64
+
+    def __init__(self, host: str, port: int, pages: Mapping[str, Page]) -> None:
+        self.pages = pages
+        self._slots = threading.BoundedSemaphore(_CONNECTIONS)
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__((host, port), _Handler)
+
+    @classmethod
+    def on_free_port(cls, host: str, port: int, pages: Mapping[str, Page]) -> Server:
+        """Bind to the port, else one of the next ones, else any free one."""
+        last = min(port + _NEXT_PORTS, 65536)
+        for candidate in (*range(port, last), 0) if port else (0,):
+            try:
+                server = cls(host, candidate, pages)
+            except OSError as error:
+                if candidate == 0:
+                    raise
+                log.debug("port %d: %s", candidate, error.strerror)
+                continue
+            if candidate != port:
+                log.warning("port %d of %s is taken, serving on %d", port, host, server.port)
+            return server
+        raise AssertionError("port 0 either binds or raises")
+
+    @property
+    def port(self) -> int:
+        """The port it is bound to."""
+        return int(self.server_address[1])
+
+    def start(self) -> None:
+        """Serve from a thread until `shutdown`."""
+        threading.Thread(target=self.serve_forever, name="optwatch-http", daemon=True).start()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if not self._slots.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        log.exception("a request from %s failed", client_address)
