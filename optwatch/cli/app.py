@@ -1,0 +1,91 @@
+"""The commands and their options. What a command does is in a module of its own, loaded when it runs.
+
+ruff's PLC0415 (imports at the top) is off here for that reason: `optwatch top` must not wait for torch.
+"""
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+import optwatch
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(optwatch.__version__, prog_name="optwatch")
+def cli() -> None:
+    """Low-bit optimizers that measure their own quantisation error."""
+
+
+@cli.command()
+@click.option("--steps", type=click.IntRange(min=2), help="Stop after this many steps.  [default: no limit]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=1),
+    help="Stop training after this long.  [default: 120, or no limit when --steps is given]",
+)
+@click.option(
+    "--inject",
+    type=click.Choice(["fp32-resume"]),
+    help="Break the run half-way. fp32-resume: resume a checkpoint as stock PyTorch does, so that the 8-bit state "
+    "silently becomes fp32; watch the state bytes leave what was asked for.",
+)
+@click.option("--device", metavar="DEVICE", help="Torch device, e.g. cpu or cuda:1.  [default: the GPU, else the CPU]")
+def demo(steps: int | None, seconds: float | None, inject: str | None, device: str | None) -> None:
+    """Train a small GPT-2 on the text that every Python carries, and watch it live."""
+    from optwatch.cli.demo import DemoOptions, run_demo
+
+    if steps is None and seconds is None:
+        seconds = 120.0
+    run_demo(DemoOptions(steps=steps, seconds=seconds, inject=inject, device=device))
+
+
+@cli.command()
+@click.argument("url", required=False)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    help="Seconds between scrapes.  [default: 1 on a terminal, 5 when plain lines are written]",
+)
+@click.option("--once", is_flag=True, help="Print the view once and stop.")
+def top(url: str | None, interval: float | None, once: bool) -> None:
+    """Show a running agent live, from its metrics endpoint alone.
+
+    URL is the agent's address, e.g. http://127.0.0.1:9464/metrics; by default this user's agent on this machine.
+    """
+    from optwatch.cli.top import run_top
+
+    run_top(url, interval=interval, once=once)
+
+
+@cli.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def agent(arguments: tuple[str, ...]) -> None:
+    """Run the node's agent in the foreground (`optwatch agent --help`)."""
+    from optwatch.agent.__main__ import main as run_agent
+
+    sys.exit(run_agent(list(arguments)))
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; every expected failure becomes one line on stderr and an exit code."""
+    try:
+        code = cli.main(args=None if arguments is None else list(arguments), prog_name="optwatch", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return 0
+    except click.ClickException as error:
+        click.echo(f"optwatch: {error.format_message()}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return 130
+    except BrokenPipeError:  # `optwatch top | head`
+        sys.stderr.close()
+        return 0
+    return code if isinstance(code, int) else 0
