@@ -15,6 +15,8 @@ ROOT = Path(__file__).parent.parent
 #: generated file, and the module that writes it to the path given
 GENERATED = {
     "docs/metrics.md": "optwatch.metrics.docs",
+    "dashboards/optimizer.json": "dashboards.build",
+    "deploy/prometheus/optwatch.rules.yml": "deploy.prometheus.rules",
 }
 
 
