@@ -1,0 +1,122 @@
+"""The driver of the CPU kernels: binds plans to addresses and refreshes what changes from step to step."""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from array import array
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optwatch.kernels.cpu.library import Library, LibraryError, library
+from optwatch.kernels.plan import Keys, PlanSpec, PlanTensor, Scalars
+
+_MAX_BUFFERS = 4  # kMaxBuffers of tables.h
+_MAX_SLOTS = 4  # kMaxSlots of tables.h
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class CpuBackend:
+    """Runs plans whose rule, codecs and element types all have a ``cpu.h``."""
+
+    name = "cpu"
+
+    def why_not(self, spec: PlanSpec, device: torch.device) -> str | None:
+        """The reason why ``spec`` cannot run on ``device``, or None if it can."""
+        if device.type != "cpu":
+            return f"it runs on the CPU only, not on {device.type}"
+        loaded = library()
+        if isinstance(loaded, LibraryError):
+            return str(loaded)
+        if len(spec.codecs) > _MAX_SLOTS:
+            return f"it has room for {_MAX_SLOTS} slots, the rule {spec.rule.name!r} has {len(spec.codecs)}"
+        needed = [("rule", spec.rule.name)]
+        needed += [("codec", codec.name) for codec in spec.codecs]
+        needed += [("type", _type_name(dtype)) for dtype in (spec.param_dtype, spec.grad_dtype)]
+        missing = [f"{kind} {name!r}" for kind, name in needed if not loaded.has(kind, name)]
+        return f"it has no kernel for {', '.join(missing)}" if missing else None
+
+    def bind(self, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> CpuPlan:
+        """Prepare to run ``spec`` on these tensors; a ``ValueError`` says why that is impossible."""
+        reason = self.why_not(spec, tensors[0].param.device)
+        loaded = library()
+        if reason is not None or isinstance(loaded, LibraryError):
+            raise ValueError(f"the CPU kernels cannot run {spec}: {reason}")
+        return CpuPlan(loaded, spec, tensors)
+
+
+class CpuPlan:
+    """A plan bound to the addresses of parameters and state; it keeps them alive."""
+
+    def __init__(self, loaded: Library, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> None:
+        self.spec = spec
+        self.tensors = tuple(tensors)
+        n, slots = len(self.tensors), len(spec.codecs)
+        numel = np.array([tensor.param.numel() for tensor in self.tensors], np.int64)
+        params = np.array([_address(tensor.param, spec.param_dtype) for tensor in self.tensors], np.uint64)
+        buffers = np.zeros((n, slots, _MAX_BUFFERS), np.uint64)
+        for i, tensor in enumerate(self.tensors):
+            for s, (codec, slot) in enumerate(zip(spec.codecs, tensor.slots, strict=True)):
+                for b, buffer in enumerate(codec.buffers):
+                    _check_length(slot[buffer.name], codec.length(buffer, int(numel[i])), buffer.name)
+                    buffers[i, s, b] = _address(slot[buffer.name], buffer.dtype)
+        names = (ctypes.c_char_p * slots)(*(codec.name.encode() for codec in spec.codecs))
+        self._handle = loaded.c.optwatch_cpu_bind(
+            loaded.isa.encode(),
+            spec.rule.name.encode(),
+            names,
+            _type_name(spec.param_dtype).encode(),
+            _type_name(spec.grad_dtype).encode(),
+            n,
+            numel.ctypes.data,
+            params.ctypes.data,
+            buffers.ctypes.data,
+        )
+        weakref.finalize(self, loaded.c.optwatch_cpu_free, self._handle)
+        self._run = loaded.c.optwatch_cpu_run
+        self._shapes = (n, len(spec.rule.scalars)), (n, slots, 2)
+        self._rows = [torch.zeros(n, spec.columns, dtype=torch.float64) for _ in range(2)]
+        self._addresses = [rows.data_ptr() for rows in self._rows]
+        self._turn = 0
+
+    def run(self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool) -> Tensor:
+        """See :class:`optwatch.kernels.plan.BoundPlan`."""
+        if len(grads) != len(self.tensors) or scalars.shape != self._shapes[0] or keys.shape != self._shapes[1]:
+            raise ValueError(
+                f"expected {len(self.tensors)} gradients, scalars {self._shapes[0]} and keys {self._shapes[1]}, "
+                f"got {len(grads)}, {scalars.shape} and {keys.shape}"
+            )
+        addresses = array("Q", [0 if grad is None else grad.data_ptr() for grad in grads])
+        scalars = np.ascontiguousarray(scalars, np.float32)
+        keys = np.ascontiguousarray(keys, np.uint32)
+        self._turn ^= 1
+        self._run(
+            self._handle,
+            addresses.buffer_info()[0],
+            scalars.ctypes.data,
+            keys.ctypes.data,
+            full,
+            torch.get_num_threads(),
+            self._addresses[self._turn],
+        )
+        return self._rows[self._turn]
+
+
+def _address(tensor: Tensor, dtype: torch.dtype) -> int:
+    if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        raise ValueError(
+            f"expected a contiguous {dtype} tensor on the CPU, got {tensor.dtype} with strides {tensor.stride()} "
+            f"on {tensor.device}"
+        )
+    return tensor.data_ptr()
+
+
+def _check_length(tensor: Tensor, expected: int, name: str) -> None:
+    if tensor.numel() != expected:
+        raise ValueError(f"the buffer {name!r} has {tensor.numel()} values, expected {expected}")

@@ -1,0 +1,174 @@
+// The step over one work item, compiled once for each instruction set with OPTWATCH_ISA as its name.
+#include "mathematics.h"
+#include "registry.h"  // generated: the cpu.h of every codec and rule
+#include "simd.h"
+#include "sums.h"
+#include "tables.h"
+#include "types.h"
+
+namespace optwatch::OPTWATCH_ISA {
+namespace {
+
+bool same(const char* a, const char* b) {
+  while (*a && *a == *b) a++, b++;
+  return *a == *b;
+}
+
+template <class T, int n>
+const T* find(const T (&tables)[n], const char* name) {
+  for (const T& table : tables)
+    if (same(table.name, name)) return &table;
+  return nullptr;
+}
+
+const Codec* find_codec(const char* name) {
+  const Codec* found = nullptr;
+#define OPTWATCH_LOOK(folder) \
+  if (!found) found = find(codecs_##folder, name);
+  OPTWATCH_CODECS(OPTWATCH_LOOK)
+#undef OPTWATCH_LOOK
+  return found;
+}
+
+const Rule* find_rule(const char* name) {
+#define OPTWATCH_LOOK(folder) \
+  if (same(rule_##folder.name, name)) return &rule_##folder;
+  OPTWATCH_RULES(OPTWATCH_LOOK)
+#undef OPTWATCH_LOOK
+  return nullptr;
+}
+
+const Type* find_type(const char* name) { return find(kTypes, name); }
+
+// The arrays of a block. They are reused for block after block and stay in the first-level cache.
+struct alignas(64) Arrays {
+  float grad[kBlock];
+  float weight[kBlock], new_weight[kBlock];
+  float state[kMaxSlots][kBlock], next[kMaxSlots][kBlock];
+  float update[kBlock];
+};
+
+struct Block {
+  int n;                        // elements
+  void* param;                  // at the block's first element, as is the next
+  const void* grad;
+  Part parts[kMaxSlots];
+};
+
+// Full statistics: everything is read back as the next step will read it.
+void observe(const Tables& t, const Work& work, const Block& b, Arrays& a, const float* grad,
+             const float* const* exact, double* sums) {
+  const int slots = t.rule->slots;
+  const float* stored[kMaxSlots];
+  bool lossy = false;
+  for (int s = 0; s < slots; s++) {
+    const Codec& codec = *t.codecs[s];
+    stored[s] = codec.load(b.parts[s], b.n, a.state[s]);
+    lossy |= !codec.in_place;
+    for (int start = 0; start < b.n; start += codec.block) {
+      const int n = b.n - start < codec.block ? b.n - start : codec.block;
+      auto fields = t.rule->second_moment[s] ? slot_fields<true> : slot_fields<false>;
+      fields(exact[s] + start, stored[s] + start, n, codec.limit(b.parts[s], start / codec.block),
+             sums + kTensorFields + s * kSlotFields);
+    }
+  }
+  if (lossy) {
+    float* from_stored = a.new_weight;  // the weights are written already
+    t.rule->update(stored, grad, b.n, work.scalars, from_stored);
+    sums[kUpdateErrorSq] += squared_difference(a.update, from_stored, b.n);
+  }
+  sums[kMomentGrad] += product(exact[0], grad, b.n);
+}
+
+void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* sums) {
+  const int slots = t.rule->slots;
+  const float* grad = t.grad->load(b.grad, b.n, a.grad);
+  const float* weight = t.param->load(b.param, b.n, a.weight);
+  // With full statistics the old weight is still needed after the new one is known.
+  float* new_weight = t.param->in_place && !work.full ? static_cast<float*>(b.param) : a.new_weight;
+  const float* state[kMaxSlots];
+  float* next[kMaxSlots];
+  for (int s = 0; s < slots; s++) {
+    const Codec& codec = *t.codecs[s];
+    state[s] = codec.load(b.parts[s], b.n, a.state[s]);
+    next[s] = codec.in_place ? static_cast<float*>(b.parts[s].values) : a.next[s];
+  }
+
+  const double grad_sq = squares(grad, b.n);
+  sums[kGradSq] += grad_sq;
+  if (!(grad_sq <= 1e300)) sums[kNonfinite] += static_cast<double>(nonfinite(grad, b.n));
+
+  const float update_sq =
+      t.rule->step(grad, weight, new_weight, state, next, b.n, work.scalars, work.full ? a.update : nullptr);
+  // Padding must not turn into anything: 0 / (0 + eps) is NaN when eps is 0.
+  for (int i = b.n; i % kPad; i++) {
+    new_weight[i] = a.update[i] = 0;
+    for (int s = 0; s < slots; s++) next[s][i] = 0;
+  }
+  if (trustworthy(update_sq)) {
+    sums[kUpdateSq] += update_sq;
+  } else {
+    t.rule->update(next, grad, b.n, work.scalars, a.update);
+    sums[kUpdateSq] += precise_squares(a.update, b.n);
+  }
+
+  for (int s = 0; s < slots; s++) t.codecs[s]->store(b.parts[s], b.n, next[s]);
+  if (!work.full) {
+    t.param->store(b.param, b.n, new_weight);
+    return;
+  }
+  float* before = a.state[0];  // free by now
+  for (int i = 0; i < b.n; i += kWidth) store(before + i, load(weight + i));
+  t.param->store(b.param, b.n, new_weight);
+  const float* after = t.param->load(b.param, b.n, a.weight);
+  sums[kWeightSq] += weights(before, after, b.n, sums + kUnchanged);
+  observe(t, work, b, a, grad, next, sums);
+}
+
+// A block whose end is not a multiple of kPad works on padded copies, so that nothing past a tensor's end is touched.
+void step_padded(const Tables& t, const Work& work, Block b, Arrays& a, double* sums) {
+  alignas(64) char param[kBlock * 4] = {}, grad[kBlock * 4] = {};
+  alignas(64) char values[kMaxSlots][kBlock * 4];
+  const size_t n = static_cast<size_t>(b.n);
+  const Block original = b;
+  std::memcpy(param, b.param, n * t.param->bytes);
+  std::memcpy(grad, b.grad, n * t.grad->bytes);
+  b.param = param;
+  b.grad = grad;
+  for (int s = 0; s < t.rule->slots; s++) {
+    std::memset(values[s], 0, sizeof values[s]);
+    std::memcpy(values[s], b.parts[s].values, n * t.codecs[s]->bytes);
+    b.parts[s].values = values[s];
+  }
+  step(t, work, b, a, sums);
+  std::memcpy(original.param, param, n * t.param->bytes);
+  for (int s = 0; s < t.rule->slots; s++)
+    std::memcpy(original.parts[s].values, values[s], n * t.codecs[s]->bytes);
+}
+
+void run(const Tables& t, const Work& work) {
+  Arrays arrays;
+  const Tensor& tensor = *work.tensor;
+  for (int64_t first = work.start; first < work.stop; first += kBlock) {
+    Block b;
+    b.n = static_cast<int>(work.stop - first < kBlock ? work.stop - first : kBlock);
+    b.param = tensor.param + first * t.param->bytes;
+    b.grad = work.grad + first * t.grad->bytes;
+    for (int s = 0; s < t.rule->slots; s++) {
+      void* const* buffers = tensor.buffers[s];
+      b.parts[s] = {static_cast<char*>(buffers[0]) + first * t.codecs[s]->bytes, buffers, first,
+                    Key{work.keys[2 * s], work.keys[2 * s + 1]}};
+    }
+    if (b.n % kPad == 0)
+      step(t, work, b, arrays, work.sums);
+    else
+      step_padded(t, work, b, arrays, work.sums);
+  }
+}
+
+}  // namespace
+
+extern const Isa isa;
+const Isa isa = {OPTWATCH_ISA_NAME, find_rule, find_codec, find_type, run};
+
+}  // namespace optwatch::OPTWATCH_ISA

@@ -1,0 +1,260 @@
+// Plans: a table of tensors cut into work items, run by however many threads; and the C interface to them.
+//
+// Compiled for the oldest processor supported: nothing here may be compiled with an instruction set's flags.
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <vector>
+
+#include "tables.h"
+
+// Raised with every change of the functions below, so that the driver can refuse a library of another version.
+#define OPTWATCH_ABI 1
+#define OPTWATCH_API extern "C" __attribute__((visibility("default")))
+
+// OpenMP's entry point. It is not linked: it resolves at load time to the copy that torch brought, so that a process
+// has one runtime and one set of threads. Where there is none, plans run on the calling thread.
+extern "C" void GOMP_parallel(void (*)(void*), void*, unsigned threads, unsigned flags) __attribute__((weak));
+
+namespace optwatch {
+
+#if defined(__x86_64__)
+namespace avx512 {
+extern const Isa isa;
+}
+namespace avx2 {
+extern const Isa isa;
+}
+namespace baseline {
+extern const Isa isa;
+}
+#elif defined(__aarch64__)
+namespace neon {
+extern const Isa isa;
+}
+#else
+namespace baseline {
+extern const Isa isa;
+}
+#endif
+
+namespace {
+
+// What this processor runs, best first.
+const std::vector<const Isa*>& supported() {
+  static const std::vector<const Isa*> found = [] {
+    std::vector<const Isa*> isas;
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      isas.push_back(&avx512::isa);
+    if (fma) isas.push_back(&avx2::isa);
+    isas.push_back(&baseline::isa);
+#elif defined(__aarch64__)
+    isas.push_back(&neon::isa);
+#else
+    isas.push_back(&baseline::isa);
+#endif
+    return isas;
+  }();
+  return found;
+}
+
+// Elements of a work item; a tensor has at most kMaxItems, so that partial sums stay small beside it.
+constexpr int64_t kItem = 32 * 1024;
+constexpr int64_t kMaxItems = 1024;
+
+struct Item {
+  int64_t tensor, start, stop;
+};
+
+struct Plan {
+  Tables tables;
+  void (*run)(const Tables&, const Work&);
+  std::vector<Tensor> tensors;
+  std::vector<Item> items;       // in the order of the tensors
+  std::vector<int64_t> batches;  // first item of each; small tensors share a batch. The last entry is their end.
+  std::vector<double> sums;      // [items][columns]
+};
+
+void cut_into_items(Plan* plan) {
+  int64_t in_batch = kItem;
+  for (size_t t = 0; t < plan->tensors.size(); t++) {
+    const int64_t numel = plan->tensors[t].numel;
+    int64_t length = std::max(kItem, (numel + kMaxItems - 1) / kMaxItems);
+    length = (length + kBlock - 1) / kBlock * kBlock;
+    for (int64_t start = 0; start < numel; start += length) {
+      const int64_t stop = std::min(numel, start + length);
+      if (in_batch >= kItem) {
+        plan->batches.push_back(static_cast<int64_t>(plan->items.size()));
+        in_batch = 0;
+      }
+      plan->items.push_back({static_cast<int64_t>(t), start, stop});
+      in_batch += stop - start + kBlock;  // something for the item itself
+    }
+  }
+  plan->batches.push_back(static_cast<int64_t>(plan->items.size()));
+}
+
+struct Step {
+  Plan* plan;
+  const uint64_t* grads;
+  const float* scalars;
+  const uint32_t* keys;
+  bool full;
+  std::atomic<int64_t> next_batch{0};
+};
+
+void run_item(const Step& step, size_t index) {
+  Plan& plan = *step.plan;
+  const Item& item = plan.items[index];
+  const uint64_t grad = step.grads[item.tensor];
+  if (!grad) return;
+  const int slots = plan.tables.rule->slots;
+  double sums[kMaxFields] = {};
+  Work work;
+  work.tensor = &plan.tensors[static_cast<size_t>(item.tensor)];
+  work.grad = reinterpret_cast<const char*>(grad);
+  work.scalars = step.scalars + item.tensor * plan.tables.rule->scalars;
+  work.keys = step.keys + item.tensor * slots * 2;
+  work.start = item.start;
+  work.stop = item.stop;
+  work.full = step.full;
+  work.sums = sums;
+  plan.run(plan.tables, work);
+  const size_t width = static_cast<size_t>(columns(slots));
+  std::memcpy(plan.sums.data() + index * width, sums, width * sizeof(double));
+}
+
+// Each thread takes the next batch until none is left. Which thread ran an item leaves no trace in the result.
+void run_batches(void* argument) {
+  Step& step = *static_cast<Step*>(argument);
+  const std::vector<int64_t>& batches = step.plan->batches;
+  const int64_t count = static_cast<int64_t>(batches.size()) - 1;
+  for (int64_t b; (b = step.next_batch.fetch_add(1, std::memory_order_relaxed)) < count;)
+    for (int64_t i = batches[b]; i < batches[b + 1]; i++) run_item(step, static_cast<size_t>(i));
+}
+
+// Adds the items to rows of their tensors, always in the same order.
+void fold(const Step& step, double* rows) {
+  const Plan& plan = *step.plan;
+  const int width = columns(plan.tables.rule->slots);
+  const int used = step.full ? width : kCheapFields;
+  std::memset(rows, 0, plan.tensors.size() * static_cast<size_t>(width) * sizeof(double));
+  for (size_t i = 0; i < plan.items.size(); i++) {
+    const int64_t tensor = plan.items[i].tensor;
+    if (!step.grads[tensor]) continue;
+    const double* sums = plan.sums.data() + i * static_cast<size_t>(width);
+    double* row = rows + tensor * width;
+    for (int f = 0; f < used; f++) {
+      const bool maximum = f >= kTensorFields && (f - kTensorFields) % kSlotFields == kAbsMax;
+      if (!maximum)
+        row[f] += sums[f];
+      else if (!(sums[f] <= row[f]) && row[f] == row[f])
+        row[f] = sums[f];
+    }
+  }
+}
+
+const pid_t loaded_by = getpid();
+
+const Isa* find_isa(const char* name) {
+  for (const Isa* isa : supported())
+    if (!std::strcmp(isa->name, name)) return isa;
+  return nullptr;
+}
+
+}  // namespace
+}  // namespace optwatch
+
+using optwatch::Plan;
+
+OPTWATCH_API int optwatch_cpu_abi() { return OPTWATCH_ABI; }
+
+OPTWATCH_API int optwatch_cpu_has_threads() { return GOMP_parallel != nullptr; }
+
+// The name of the instruction set at `index` of those this processor runs, best first; null after the last.
+OPTWATCH_API const char* optwatch_cpu_isa(int index) {
+  const auto& isas = optwatch::supported();
+  return index >= 0 && static_cast<size_t>(index) < isas.size() ? isas[static_cast<size_t>(index)]->name : nullptr;
+}
+
+OPTWATCH_API int optwatch_cpu_has_rule(const char* isa, const char* name) {
+  return optwatch::find_isa(isa)->rule(name) != nullptr;
+}
+
+OPTWATCH_API int optwatch_cpu_has_codec(const char* isa, const char* name) {
+  return optwatch::find_isa(isa)->codec(name) != nullptr;
+}
+
+OPTWATCH_API int optwatch_cpu_has_type(const char* isa, const char* name) {
+  return optwatch::find_isa(isa)->type(name) != nullptr;
+}
+
+// Prepares a plan. Every name must be one that the functions above know.
+OPTWATCH_API void* optwatch_cpu_bind(const char* isa,           // instruction set
+                                     const char* rule,          // its number of slots is that of `codecs`
+                                     const char* const* codecs, // [slots]
+                                     const char* param_type, const char* grad_type,
+                                     int64_t n,                 // tensors
+                                     const int64_t* numel,      // [n]
+                                     const uint64_t* params,    // [n] addresses
+                                     const uint64_t* buffers    // [n][slots][kMaxBuffers] addresses
+) {
+  using namespace optwatch;
+  const Isa* chosen = find_isa(isa);
+  Plan* plan = new Plan;
+  plan->run = chosen->run;
+  plan->tables.rule = chosen->rule(rule);
+  plan->tables.param = chosen->type(param_type);
+  plan->tables.grad = chosen->type(grad_type);
+  const int slots = plan->tables.rule->slots;
+  for (int s = 0; s < slots; s++) plan->tables.codecs[s] = chosen->codec(codecs[s]);
+  plan->tensors.resize(static_cast<size_t>(n));
+  for (size_t t = 0; t < plan->tensors.size(); t++) {
+    Tensor& tensor = plan->tensors[t];
+    tensor.numel = numel[t];
+    tensor.param = reinterpret_cast<char*>(params[t]);
+    for (int s = 0; s < slots; s++)
+      for (int b = 0; b < kMaxBuffers; b++)
+        tensor.buffers[s][b] =
+            reinterpret_cast<void*>(buffers[(t * static_cast<size_t>(slots) + static_cast<size_t>(s)) * kMaxBuffers +
+                                            static_cast<size_t>(b)]);
+  }
+  cut_into_items(plan);
+  plan->sums.resize(plan->items.size() * static_cast<size_t>(columns(slots)));
+  return plan;
+}
+
+OPTWATCH_API void optwatch_cpu_run(void* bound,            // from optwatch_cpu_bind
+                                   const uint64_t* grads,  // [n] addresses, 0 leaves the tensor alone
+                                   const float* scalars,   // [n][rule's scalars]
+                                   const uint32_t* keys,   // [n][slots][2]
+                                   int full,               // whether to sum every field
+                                   int threads,            // at most this many
+                                   double* rows            // [n][columns], written
+) {
+  using namespace optwatch;
+  Plan* plan = static_cast<Plan*>(bound);
+  Step step;
+  step.plan = plan;
+  step.grads = grads;
+  step.scalars = scalars;
+  step.keys = keys;
+  step.full = full != 0;
+  // The runtime's threads do not survive a fork, and waiting for them would hang. Fewer threads than asked for are
+  // never used: the runtime would end the others, and starting them again costs more than they would do here.
+  const bool alone = threads <= 1 || plan->batches.size() <= 2 || !GOMP_parallel || getpid() != loaded_by;
+  if (alone)
+    run_batches(&step);
+  else
+    GOMP_parallel(run_batches, &step, static_cast<unsigned>(threads), 0);
+  fold(step, rows);
+}
+
+OPTWATCH_API void optwatch_cpu_free(void* bound) { delete static_cast<Plan*>(bound); }

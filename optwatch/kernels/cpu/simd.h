@@ -1,0 +1,282 @@
+// One vector of fp32 or 32-bit integers, as wide as the instruction set has them. GCC's and Clang's vector types give
+// the arithmetic; the few operations that they lack, or compile badly, are written out for each instruction set.
+// Everything lies in a namespace of the instruction set, so that no two translation units share a function that was
+// compiled with different flags.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#define OPTWATCH_INLINE inline __attribute__((always_inline))
+
+namespace optwatch::OPTWATCH_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+typedef float Float __attribute__((vector_size(4 * kWidth)));
+typedef int32_t Int __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t Word __attribute__((vector_size(4 * kWidth)));
+
+OPTWATCH_INLINE Float splat(float x) { return x - Float{}; }
+OPTWATCH_INLINE Int splat(int32_t x) { return x - Int{}; }
+OPTWATCH_INLINE Word splat(uint32_t x) { return x - Word{}; }
+
+template <class V, class T>
+OPTWATCH_INLINE V load_as(const T* p) {
+  V v;
+  static_assert(sizeof(V) % sizeof(T) == 0);
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+OPTWATCH_INLINE Float load(const float* p) { return load_as<Float>(p); }
+OPTWATCH_INLINE Int load_bits(const float* p) { return load_as<Int>(p); }
+template <class V>
+OPTWATCH_INLINE void store(void* p, V v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+OPTWATCH_INLINE Int bits(Float x) { return reinterpret_cast<Int>(x); }
+OPTWATCH_INLINE Float as_float(Int x) { return reinterpret_cast<Float>(x); }
+
+OPTWATCH_INLINE Float to_float(Int x) { return __builtin_convertvector(x, Float); }
+
+// A comparison's result and what is done with it.
+#if defined(__AVX512F__)
+typedef __mmask16 Mask;
+OPTWATCH_INLINE Mask less(Int a, Int b) { return _mm512_cmplt_epi32_mask((__m512i)a, (__m512i)b); }
+OPTWATCH_INLINE Mask less(Float a, Float b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+OPTWATCH_INLINE Mask equal(Int a, Int b) { return _mm512_cmpeq_epi32_mask((__m512i)a, (__m512i)b); }
+OPTWATCH_INLINE Mask equal(Float a, Float b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ); }
+OPTWATCH_INLINE Mask both(Mask a, Mask b) { return a & b; }
+OPTWATCH_INLINE Mask but_not(Mask a, Mask b) { return a & static_cast<Mask>(~b); }
+OPTWATCH_INLINE Float select(Mask m, Float a, Float b) { return _mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
+OPTWATCH_INLINE Int select(Mask m, Int a, Int b) {
+  return (Int)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a);
+}
+// Adds one where the mask is set.
+OPTWATCH_INLINE Int count(Int n, Mask m) {
+  return (Int)_mm512_mask_sub_epi32((__m512i)n, m, (__m512i)n, _mm512_set1_epi32(-1));
+}
+#else
+typedef Int Mask;
+OPTWATCH_INLINE Mask less(Int a, Int b) { return a < b; }
+OPTWATCH_INLINE Mask less(Float a, Float b) { return a < b; }
+OPTWATCH_INLINE Mask equal(Int a, Int b) { return a == b; }
+OPTWATCH_INLINE Mask equal(Float a, Float b) { return a == b; }
+OPTWATCH_INLINE Mask both(Mask a, Mask b) { return a & b; }
+OPTWATCH_INLINE Mask but_not(Mask a, Mask b) { return a & ~b; }
+OPTWATCH_INLINE Float select(Mask m, Float a, Float b) { return as_float((m & bits(a)) | (~m & bits(b))); }
+OPTWATCH_INLINE Int select(Mask m, Int a, Int b) { return (m & a) | (~m & b); }
+OPTWATCH_INLINE Int count(Int n, Mask m) { return n - m; }
+#endif
+
+// a * b + c, rounded once where the instruction set can. Code whose last bit matters must not use it: it spells out
+// its products and sums, which are never contracted.
+OPTWATCH_INLINE Float fma(Float a, Float b, Float c) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (Float)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (Float)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+  return a * b + c;
+#endif
+}
+
+OPTWATCH_INLINE Float sqrt(Float x) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_sqrt_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (Float)_mm256_sqrt_ps((__m256)x);
+#elif defined(__SSE2__)
+  return (Float)_mm_sqrt_ps((__m128)x);
+#elif defined(__aarch64__)
+  return (Float)vsqrtq_f32((float32x4_t)x);
+#else
+  for (int i = 0; i < kWidth; i++) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
+// Towards zero; the value must fit.
+OPTWATCH_INLINE Int truncate(Float x) {
+#if defined(__AVX512F__)
+  return (Int)_mm512_cvttps_epi32((__m512)x);
+#elif defined(__AVX2__)
+  return (Int)_mm256_cvttps_epi32((__m256)x);
+#elif defined(__SSE2__)
+  return (Int)_mm_cvttps_epi32((__m128)x);
+#else
+  return __builtin_convertvector(x, Int);
+#endif
+}
+
+// To the nearest integer; for x >= 0 that fits.
+OPTWATCH_INLINE Int nearest(Float x) {
+#if defined(__AVX512F__)
+  return (Int)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+  return (Int)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__SSE2__)
+  return (Int)_mm_cvtps_epi32((__m128)x);
+#elif defined(__aarch64__)
+  return (Int)vcvtnq_s32_f32((float32x4_t)x);
+#else
+  return truncate(x + 0.5f);
+#endif
+}
+
+// For x >= 0 that fits an integer.
+OPTWATCH_INLINE Float floor_positive(Float x) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+  return (Float)_mm256_floor_ps((__m256)x);
+#else
+  return to_float(truncate(x));
+#endif
+}
+
+OPTWATCH_INLINE Float minimum(Float a, Float b) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Float)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return select(less(a, b), a, b);
+#endif
+}
+
+OPTWATCH_INLINE Float maximum(Float a, Float b) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (Float)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return select(less(b, a), a, b);
+#endif
+}
+
+OPTWATCH_INLINE Int maximum(Int a, Int b) {
+#if defined(__AVX512F__)
+  return (Int)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Int)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
+  return select(less(b, a), a, b);
+#endif
+}
+
+OPTWATCH_INLINE Word minimum(Word a, Word b) {
+#if defined(__AVX512F__)
+  return (Word)_mm512_min_epu32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Word)_mm256_min_epu32((__m256i)a, (__m256i)b);
+#else
+  Int m = reinterpret_cast<Int>(a < b);
+  return reinterpret_cast<Word>(select(m, reinterpret_cast<Int>(a), reinterpret_cast<Int>(b)));
+#endif
+}
+
+// Narrow loads and stores: kWidth elements of 8 or 16 bits.
+template <class T>
+OPTWATCH_INLINE Int load_narrow(const T* p) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 1) {
+    __m128i v = _mm_loadu_si128((const __m128i*)p);
+    return (Int)(T(-1) < 0 ? _mm512_cvtepi8_epi32(v) : _mm512_cvtepu8_epi32(v));
+  } else {
+    __m256i v = _mm256_loadu_si256((const __m256i*)p);
+    return (Int)(T(-1) < 0 ? _mm512_cvtepi16_epi32(v) : _mm512_cvtepu16_epi32(v));
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 1) {
+    __m128i v = _mm_loadl_epi64((const __m128i*)p);
+    return (Int)(T(-1) < 0 ? _mm256_cvtepi8_epi32(v) : _mm256_cvtepu8_epi32(v));
+  } else {
+    __m128i v = _mm_loadu_si128((const __m128i*)p);
+    return (Int)(T(-1) < 0 ? _mm256_cvtepi16_epi32(v) : _mm256_cvtepu16_epi32(v));
+  }
+#else
+  typedef T Narrow __attribute__((vector_size(sizeof(T) * kWidth)));
+  return __builtin_convertvector(load_as<Narrow>(p), Int);
+#endif
+}
+
+// The lower bits of each element.
+template <class T>
+OPTWATCH_INLINE void store_narrow(T* p, Int x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 1)
+    _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x));
+  else
+    _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)x));
+#elif defined(__AVX2__)
+  const __m256i low = _mm256_and_si256((__m256i)x, _mm256_set1_epi32(sizeof(T) == 1 ? 0xff : 0xffff));
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+  if constexpr (sizeof(T) == 1)
+    _mm_storel_epi64((__m128i*)p, _mm_packus_epi16(words, words));
+  else
+    _mm_storeu_si128((__m128i*)p, words);
+#else
+  typedef T Narrow __attribute__((vector_size(sizeof(T) * kWidth)));
+  store(p, __builtin_convertvector(x, Narrow));
+#endif
+}
+
+// 0, 1, 2, ...
+OPTWATCH_INLINE Float count_up() {
+  Float lane;
+  for (int i = 0; i < kWidth; i++) lane[i] = static_cast<float>(i);
+  return lane;
+}
+
+// Across the lanes.
+OPTWATCH_INLINE float sum(Float x) {
+  float lanes[kWidth];
+  store(lanes, x);
+  for (int half = kWidth / 2; half; half /= 2)
+    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+OPTWATCH_INLINE int32_t sum(Int x) {
+  int32_t total = 0;
+  for (int i = 0; i < kWidth; i++) total += x[i];
+  return total;
+}
+OPTWATCH_INLINE int32_t largest(Int x) {
+  int32_t most = x[0];
+  for (int i = 1; i < kWidth; i++) most = x[i] > most ? x[i] : most;
+  return most;
+}
+OPTWATCH_INLINE uint32_t smallest(Word x) {
+  uint32_t least = x[0];
+  for (int i = 1; i < kWidth; i++) least = x[i] < least ? x[i] : least;
+  return least;
+}
+
+OPTWATCH_INLINE int32_t bits(float x) {
+  int32_t b;
+  std::memcpy(&b, &x, 4);
+  return b;
+}
+OPTWATCH_INLINE float as_float(int32_t b) {
+  float x;
+  std::memcpy(&x, &b, 4);
+  return x;
+}
+
+}  // namespace optwatch::OPTWATCH_ISA

@@ -1,0 +1,108 @@
+// What the pieces of a plan look like to the driver: tables of plain functions, one table for each codec, rule and
+// element type, compiled once for every instruction set. A plan is bound by picking tables, so the library grows with
+// the sum of codecs and rules, not with their product.
+#pragma once
+
+#include <cstdint>
+
+namespace optwatch {
+
+// Elements that are worked on together. A block's fp32 arrays stay in the first-level cache, and every codec's own
+// block divides it, so that no scale is shared by two blocks.
+constexpr int kBlock = 512;
+constexpr int kMaxSlots = 4;
+constexpr int kMaxBuffers = 4;
+// Arrays are padded to this many elements, so that loops over vectors need no scalar remainder on any processor.
+constexpr int kPad = 16;
+
+struct Key {
+  uint32_t k0, k1;  // of (seed, parameter, slot, step), see optwatch/kernels/random.py
+};
+
+// Where one block of a slot lives.
+struct Part {
+  void* values;           // the primary buffer, at the block's first element
+  void* const* buffers;   // every buffer of the tensor from its start, as the codec lists them
+  int64_t first;          // the block's first element in the flat tensor, a multiple of kBlock
+  Key key;
+};
+
+// How a slot is stored. `n` is at most kBlock; arrays may be read and written up to the next multiple of kPad.
+struct Codec {
+  const char* name;
+  int bytes;     // per element of the primary buffer
+  int buffers;   // how many buffers a tensor has
+  int block;     // elements that share a limit
+  bool in_place; // the primary buffer holds the fp32 values themselves: load and store have nothing to do
+  const float* (*load)(const Part&, int n, float* scratch);
+  void (*store)(const Part&, int n, const float* exact);
+  // The largest magnitude that sub-block `index` of the block, as stored, can hold; infinity where nothing is cut off.
+  float (*limit)(const Part&, int index);
+};
+
+// The mathematics of an optimizer on fp32 values.
+struct Rule {
+  const char* name;
+  int slots;
+  int scalars;
+  bool second_moment[kMaxSlots];
+  // New state and weights; returns the sum of u*u and writes u unless it is null. `next` may alias `state`, `w_new`
+  // may alias `w`.
+  float (*step)(const float* g, const float* w, float* w_new, const float* const* state, float* const* next, int n,
+                const float* scalars, float* u);
+  // What is subtracted from the weight, from the new state.
+  void (*update)(const float* const* state, const float* g, int n, const float* scalars, float* u);
+};
+
+// An element type of parameters and gradients.
+struct Type {
+  const char* name;
+  int bytes;
+  bool in_place;
+  const float* (*load)(const void* values, int n, float* scratch);
+  void (*store)(void* values, int n, const float* exact);
+};
+
+// The columns of a row, in the order of optwatch/metrics/fields.py.
+enum TensorField { kGradSq, kNonfinite, kUpdateSq, kUpdateErrorSq, kWeightSq, kMomentGrad, kUnchanged, kTensorFields };
+enum SlotField { kErrorSq, kExactSq, kSum, kAbsMax, kUnderflow, kSaturated, kSlotFields };
+constexpr int kCheapFields = kUpdateSq + 1;
+constexpr int kMaxFields = kTensorFields + kMaxSlots * kSlotFields;
+
+constexpr int columns(int slots) { return kTensorFields + slots * kSlotFields; }
+
+// One tensor of a bound plan.
+struct Tensor {
+  int64_t numel;
+  char* param;
+  void* buffers[kMaxSlots][kMaxBuffers];
+};
+
+struct Tables {
+  const Rule* rule;
+  const Codec* codecs[kMaxSlots];
+  const Type* param;
+  const Type* grad;
+};
+
+// Elements [start, stop) of a tensor; start is a multiple of kBlock. `sums` holds columns(slots) zeros.
+struct Work {
+  const Tensor* tensor;
+  const char* grad;
+  const float* scalars;
+  const uint32_t* keys;  // [slots][2]
+  int64_t start, stop;
+  bool full;
+  double* sums;
+};
+
+// What one instruction set provides.
+struct Isa {
+  const char* name;
+  const Rule* (*rule)(const char* name);
+  const Codec* (*codec)(const char* name);
+  const Type* (*type)(const char* name);
+  void (*run)(const Tables&, const Work&);
+};
+
+}  // namespace optwatch

@@ -1,0 +1,55 @@
+// AdamW on fp32 vectors; rule.py has the formulas. Products and sums are spelled out in rule.py's order and never
+// contracted, so that the new state and the weights equal the reference's to the last bit.
+#pragma once
+
+#include "optwatch/kernels/cpu/simd.h"
+#include "optwatch/kernels/cpu/tables.h"
+
+namespace optwatch::OPTWATCH_ISA {
+
+struct AdamWScalars {
+  float grad_scale, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, inv_sqrt_bc2, decay;
+};
+
+OPTWATCH_INLINE Float adamw_direction(Float m, Float v, const AdamWScalars& h) {
+  return m / (sqrt(v) * h.inv_sqrt_bc2 + h.eps) * h.step_size;
+}
+
+template <bool keep>
+inline float adamw_loop(const float* g, const float* w, float* w_new, const float* const* state, float* const* next,
+                        int n, const AdamWScalars h, float* u_out) {
+  const float *m_in = state[0], *v_in = state[1];
+  float *m_out = next[0], *v_out = next[1];
+  Float update_sq{};
+  for (int i = 0; i < n; i += kWidth) {
+    const Float grad = load(g + i) * h.grad_scale;
+    Float m = load(m_in + i), v = load(v_in + i);
+    m = m + (grad - m) * h.one_minus_beta1;
+    v = v * h.beta2 + grad * grad * h.one_minus_beta2;
+    store(m_out + i, m);
+    store(v_out + i, v);
+    const Float u = adamw_direction(m, v, h);
+    store(w_new + i, load(w + i) * h.decay - u);
+    update_sq = fma(u, u, update_sq);
+    if constexpr (keep) store(u_out + i, u);
+  }
+  return sum(update_sq);
+}
+
+inline float adamw_step(const float* g, const float* w, float* w_new, const float* const* state, float* const* next,
+                        int n, const float* scalars, float* u) {
+  AdamWScalars h;
+  std::memcpy(&h, scalars, sizeof h);
+  return u ? adamw_loop<true>(g, w, w_new, state, next, n, h, u)
+           : adamw_loop<false>(g, w, w_new, state, next, n, h, nullptr);
+}
+
+inline void adamw_update(const float* const* state, const float*, int n, const float* scalars, float* u) {
+  AdamWScalars h;
+  std::memcpy(&h, scalars, sizeof h);
+  for (int i = 0; i < n; i += kWidth) store(u + i, adamw_direction(load(state[0] + i), load(state[1] + i), h));
+}
+
+constexpr Rule rule_adamw = {"adamw", 2, 8, {false, true}, adamw_step, adamw_update};
+
+}  // namespace optwatch::OPTWATCH_ISA
