@@ -1,0 +1,71 @@
+"""The Triton backend: NVIDIA and AMD GPUs, or the CPU under Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from optwatch.kernels.plan import PlanSpec, PlanTensor
+
+if TYPE_CHECKING:
+    from optwatch.kernels.triton.driver import TritonPlan
+
+OLDEST = (3, 3)  # the first Triton that takes tuples of functions
+OLDEST_CHIP = (8, 0)  # the first with bfloat16 and a maximum that keeps NaN
+
+
+class TritonBackend:
+    """Runs the plans whose rule and codecs have a ``triton`` module."""
+
+    name = "triton"
+
+    def why_not(self, spec: PlanSpec, device: torch.device) -> str | None:
+        """The reason why ``spec`` cannot run on ``device``, or None."""
+        return _why_not_installed() or _why_not_device(device) or _why_not_plan(spec)
+
+    def bind(self, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> TritonPlan:
+        """Prepare to run ``spec`` on these tensors, all on one device."""
+        from optwatch.kernels.triton.driver import TritonPlan
+
+        return TritonPlan(spec, tensors)
+
+
+def _why_not_installed() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return "Triton is not installed"
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < OLDEST:
+        return f"Triton {triton.__version__} is too old, 3.3 or newer is needed"
+    return None
+
+
+def _why_not_device(device: torch.device) -> str | None:
+    if device.type == "cuda":
+        if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_CHIP:
+            return "compute capability 8.0 or newer is needed"
+        return None
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        from optwatch.kernels.triton.driver import INTERPRETED
+
+        return None if INTERPRETED else "TRITON_INTERPRET was set after Triton's first import"
+    return "needs a CUDA device"
+
+
+def _why_not_plan(spec: PlanSpec) -> str | None:
+    from optwatch.kernels.triton.compiling import TYPES, step_functions
+
+    for dtype in (spec.param_dtype, spec.grad_dtype):
+        if dtype not in TYPES:
+            return f"no kernel for {dtype}"
+    rule, slots = step_functions(spec)
+    if rule is None:
+        return f"no kernel for rule {spec.rule.name}"
+    for codec, functions in zip(spec.codecs, slots, strict=True):
+        if functions is None:
+            return f"no kernel for codec {codec.name}"
+    return None

@@ -1,0 +1,241 @@
+"""The kernels: one step over all tensors of a plan, and the fold of its partial sums.
+
+The step kernel knows neither rules nor codecs: it is compiled with their functions as constants. One program works on
+one item, a run of ``ITEM`` elements of one tensor, tile by tile. Its sums go to the item's own place, so nothing is
+atomic and results do not depend on the order of programs.
+
+A row of the table holds, as int64: the parameter's address, its length, and two addresses for each slot.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from optwatch.kernels.triton.functions import absmax_combine, fast_sqrt, load_tile, row_max, store_tile, to_type
+
+CHEAP = tl.constexpr(3)  # fields summed by every step
+TENSOR = tl.constexpr(7)  # fields of a tensor
+PER_SLOT = tl.constexpr(6)  # fields of a slot
+ABSMAX = tl.constexpr(3)  # the field of a slot that merges by maximum
+FIXED = tl.constexpr(2)  # columns of the table before those of the slots
+SLOT_COLUMNS = tl.constexpr(2)  # columns of a slot
+INFINITY = tl.constexpr(float("inf"))
+
+
+@triton.jit
+def add_products(total, a, b, LEVELS: tl.constexpr):
+    """``total[i]`` plus the sum of a*b over the i-th ``2**LEVELS`` neighbours, which one thread holds."""
+    lefts = (a,)
+    rights = (b,)
+    for level in tl.static_range(LEVELS):
+        more_lefts = ()
+        more_rights = ()
+        for i in tl.static_range(2**level):
+            x, y = tl.split(tl.reshape(lefts[i], [lefts[i].shape[0] // 2, 2]))
+            more_lefts = more_lefts + (x, y)
+            x, y = tl.split(tl.reshape(rights[i], [rights[i].shape[0] // 2, 2]))
+            more_rights = more_rights + (x, y)
+        lefts = more_lefts
+        rights = more_rights
+    for i in tl.static_range(2**LEVELS):
+        total = tl.fma(lefts[i], rights[i], total)
+    return total
+
+
+@triton.jit
+def add_values(total, values, LEVELS: tl.constexpr):
+    """``total[i]`` plus the sum over the i-th ``2**LEVELS`` neighbours."""
+    return total + tl.sum(tl.reshape(values, [values.shape[0] // 2**LEVELS, 2**LEVELS]), 1)
+
+
+@triton.jit
+def add_maximum(total, values, LEVELS: tl.constexpr, MATH: tl.constexpr):
+    """``total[i]`` or the largest of the i-th ``2**LEVELS`` neighbours; NaN if there is one."""
+    values = tl.reshape(values, [values.shape[0] // 2**LEVELS, 2**LEVELS])
+    return absmax_combine(total, row_max(values, 1, MATH))
+
+
+@triton.jit
+def step_tile(
+    sums, row, grad, keys, h, start, left, RULE, SLOTS, PARAM: tl.constexpr, GRAD: tl.constexpr,
+    SECOND: tl.constexpr, TILE: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr, FULL: tl.constexpr,
+    MATH: tl.constexpr,
+):  # fmt: skip
+    """One step on one tile; returns ``sums`` with what happened there added."""
+    param = row[0]
+    g = load_tile(grad, start, left, GRAD, TILE, MASKED).to(tl.float32)
+    w = load_tile(param, start, left, PARAM, TILE, MASKED).to(tl.float32)
+    old = ()
+    for s in tl.static_range(len(SLOTS)):
+        old = old + (SLOTS[s][0](row[1 + 2 * s], row[2 + 2 * s], start, left, TILE, MASKED, MATH),)
+
+    exact = RULE[0](old, g, h, MATH)
+    u = RULE[1](exact, g, h, MATH)
+    if MASKED:  # 0/0 where there is no element and eps is zero
+        u = tl.where(tl.arange(0, TILE) < left, u, 0.0)
+    new = to_type(RULE[2](w, u, h, MATH), PARAM, MATH)
+    store_tile(param, start, left, new, PARAM, TILE, MASKED)
+
+    grad_sq = add_products(sums[0], g, g, LEVELS)
+    nonfinite = add_values(sums[1], (~(tl.abs(g) < INFINITY)).to(tl.int32), LEVELS)
+    update_sq = add_products(sums[2], u, u, LEVELS)
+    stored = ()
+    beyond = ()
+    for s in tl.static_range(len(SLOTS)):
+        y, cut = SLOTS[s][1](
+            exact[s], row[1 + 2 * s], row[2 + 2 * s], start, left, keys[2 * s], keys[2 * s + 1],
+            TILE, MASKED, FULL, MATH,
+        )  # fmt: skip
+        stored = stored + (y,)
+        beyond = beyond + (cut,)
+    added = (grad_sq, nonfinite, update_sq)
+    if FULL:
+        error = RULE[1](stored, g, h, MATH) - u
+        new = new.to(tl.float32)
+        same = new == w
+        if MASKED:
+            there = tl.arange(0, TILE) < left
+            error = tl.where(there, error, 0.0)
+            same = same & there
+        added = added + (
+            add_products(sums[3], error, error, LEVELS),
+            add_products(sums[4], new, new, LEVELS),
+            add_products(sums[5], exact[0], g, LEVELS),
+            add_values(sums[6], same.to(tl.int32), LEVELS),
+        )
+        for s in tl.static_range(len(SLOTS)):
+            added = added + slot_sums(
+                sums, TENSOR + PER_SLOT * s, exact[s], stored[s], beyond[s], SECOND >> s & 1, LEVELS, MATH
+            )
+    return added
+
+
+@triton.jit
+def slot_sums(
+    sums, at: tl.constexpr, x, y, beyond, SECOND: tl.constexpr, LEVELS: tl.constexpr, MATH: tl.constexpr
+):  # fmt: skip
+    """The fields of one slot, from field ``at`` of ``sums`` on."""
+    if SECOND:
+        error = fast_sqrt(x, MATH) - fast_sqrt(y, MATH)
+        exact_sq = add_values(sums[at + 1], x, LEVELS)
+    else:
+        error = x - y
+        exact_sq = add_products(sums[at + 1], x, x, LEVELS)
+    underflow = ((x != 0.0) & (y == 0.0)).to(tl.int32)
+    return (
+        add_products(sums[at], error, error, LEVELS),
+        exact_sq,
+        add_values(sums[at + 2], x, LEVELS),
+        add_maximum(sums[at + 3], tl.abs(x), LEVELS, MATH),
+        add_values(sums[at + 4], underflow, LEVELS),
+        add_values(sums[at + 5], beyond, LEVELS),
+    )
+
+
+@triton.jit
+def step(
+    table,  # int64 [tensors, FIXED + SLOT_COLUMNS * slots]: addresses and lengths
+    grads,  # int64 [tensors]: addresses of the gradients, 0 where there is none
+    scalars,  # fp32 [tensors, SCALARS]
+    keys,  # uint32 [tensors, slots, 2]
+    items,  # int32 [items, 2]: the tensor, and the number of the item in it
+    partials,  # fp32 [fields, items], written
+    count,  # number of items
+    RULE,  # (advance, update, apply)
+    SLOTS,  # (load, store) of each slot
+    SCALARS: tl.constexpr,  # scalars of the rule
+    PARAM: tl.constexpr,  # element types
+    GRAD: tl.constexpr,
+    SECOND: tl.constexpr,  # bit s is set where slot s is a second moment
+    ITEM: tl.constexpr,  # elements of an item
+    TILE: tl.constexpr,  # elements of a tile, a multiple of every block
+    LEVELS: tl.constexpr,  # 2**LEVELS neighbours are summed by one thread
+    FULL: tl.constexpr,  # whether to sum all statistics
+    MATH: tl.constexpr,
+):
+    """One step on every element of every tensor that has a gradient."""
+    item = tl.program_id(0)
+    tensor = tl.load(items + item * 2).to(tl.int64)
+    first = tl.load(items + item * 2 + 1).to(tl.int64) * ITEM
+    grad = tl.load(grads + tensor)
+    if grad != 0:
+        column = table + tensor * (FIXED + SLOT_COLUMNS * len(SLOTS))
+        row = (tl.load(column),)
+        length = tl.load(column + 1)
+        seeds = ()
+        addresses = row[0] | grad
+        for s in tl.static_range(2 * len(SLOTS)):
+            row = row + (tl.load(column + 2 + s),)
+            addresses = addresses | row[1 + s]
+            seeds = seeds + (tl.load(keys + tensor * (2 * len(SLOTS)) + s),)
+        h = ()
+        for k in tl.static_range(SCALARS):
+            h = h + (tl.load(scalars + tensor * SCALARS + k),)
+        sums = no_sums(len(SLOTS), TILE // 2**LEVELS, FULL)
+
+        length = tl.minimum(length - first, ITEM).to(tl.int32)
+        # An array that does not start at a multiple of 16 bytes takes the branch without wide loads throughout.
+        full = tl.where((addresses & 15) == 0, length // TILE, 0)
+        for tile in range(0, full):
+            sums = step_tile(
+                sums, row, grad, seeds, h, first + tile * TILE, TILE, RULE, SLOTS, PARAM, GRAD, SECOND,
+                TILE, LEVELS, False, FULL, MATH,
+            )  # fmt: skip
+        for tile in range(full, tl.cdiv(length, TILE)):
+            sums = step_tile(
+                sums, row, grad, seeds, h, first + tile * TILE, length - tile * TILE, RULE, SLOTS, PARAM, GRAD, SECOND,
+                TILE, LEVELS, True, FULL, MATH,
+            )  # fmt: skip
+
+        for field in tl.static_range(len(sums)):
+            if field > TENSOR and (field - TENSOR) % PER_SLOT == ABSMAX:
+                total = row_max(sums[field], 0, MATH)
+            else:
+                total = tl.sum(sums[field], 0)
+            tl.store(partials + field * count.to(tl.int64) + item, total.to(tl.float32))
+
+
+@triton.jit
+def no_sums(slots: tl.constexpr, LENGTH: tl.constexpr, FULL: tl.constexpr):
+    """Sums of nothing: floats and, for the fields that count, integers."""
+    zero = tl.zeros([LENGTH], tl.float32)
+    none = tl.zeros([LENGTH], tl.int32)
+    sums = (zero, none, zero)
+    if FULL:
+        sums = sums + (zero, zero, zero, none)
+        for _ in tl.static_range(slots):
+            sums = sums + (zero, zero, zero, zero, none, none)
+    return sums
+
+
+@triton.jit
+def fold(
+    partials,  # fp32 [fields, count]
+    grads,  # int64 [tensors]
+    starts,  # int32 [tensors + 1]: the first item of each tensor
+    rows,  # fp64 [tensors, columns], written
+    count,  # number of items
+    columns,  # of a row
+    CHUNK: tl.constexpr,  # partial sums read at once
+    MATH: tl.constexpr,
+):
+    """Fold the partial sums of field ``program_id(1)`` of tensor ``program_id(0)`` to one number of its row."""
+    tensor = tl.program_id(0)
+    field = tl.program_id(1)
+    first = tl.load(starts + tensor)
+    last = tl.load(starts + tensor + 1)
+    if tl.load(grads + tensor) == 0:
+        last = first
+    column = partials + field * count.to(tl.int64)
+    total = tl.zeros([CHUNK], tl.float64)
+    largest = tl.zeros([CHUNK], tl.float32)
+    for start in range(first, last, CHUNK):
+        item = start + tl.arange(0, CHUNK)
+        value = tl.load(column + item, mask=item < last, other=0.0)
+        total += value.to(tl.float64)
+        largest = absmax_combine(largest, value)
+    value = tl.sum(total, 0)
+    if (field > TENSOR) & ((field - TENSOR) % PER_SLOT == ABSMAX):
+        value = row_max(largest, 0, MATH).to(tl.float64)
+    tl.store(rows + tensor.to(tl.int64) * columns + field, value)
