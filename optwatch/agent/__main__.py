@@ -12,13 +12,8 @@ import sys
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from optwatch.agent.service import (  # noqa: E402 - the environment comes first
-    DEFAULT_GRACE,
-    DEFAULT_INTERVAL,
-    DEFAULT_PORT,
-    DEFAULT_SERIES,
-    serve,
-)
+from optwatch.agent.server import DEFAULT_PORT  # noqa: E402 - the environment comes first
+from optwatch.agent.service import DEFAULT_GRACE, DEFAULT_INTERVAL, DEFAULT_SERIES, serve  # noqa: E402
 from optwatch.board import BoardDirectoryError  # noqa: E402
 
 
@@ -55,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             exit_when_idle=options.exit_when_idle,
         )
     except (BoardDirectoryError, OSError) as error:
-        logging.getLogger("optwatch.agent").error("%s", error)
+        sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:
         pass

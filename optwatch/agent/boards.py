@@ -76,7 +76,7 @@ class Boards:
         """Remove what a writer killed between making and renaming its file left behind."""
         try:
             if time.time() - entry.stat(follow_symlinks=False).st_mtime > _LEFTOVER_SECONDS:
-                os.unlink(entry.path)
+                Path(entry.path).unlink()
         except OSError:
             return
 

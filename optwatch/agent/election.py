@@ -25,7 +25,7 @@ class Election:
         """Become the agent of the directory. False while another process is."""
         path = self._directory / LOCK
         # Within one process the kernel would grant the lock twice.
-        if path.exists() and locks.held_descriptor(path.lstat()) is not None:
+        if path.exists() and locks.held_here(path.lstat()):
             return False
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         if locks.try_lock(self._fd):
@@ -46,6 +46,5 @@ class Election:
         if self._fd < 0:
             return
         (self._directory / ADDRESS).unlink(missing_ok=True)
-        locks.forget(self._fd)
-        os.close(self._fd)
+        locks.release(self._fd)
         self._fd = -1

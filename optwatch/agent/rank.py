@@ -32,6 +32,8 @@ class Rank:
         self.dropped = 0
         self.ended: float | None = None  # time.monotonic() at which the writer was gone
         self._first_poll = True
+        self._live: Live | None = None
+        self._record: Record | None = None
         self._bind(BoardReader(path))
 
     @property
@@ -106,8 +108,8 @@ class Rank:
 
     def _forget(self) -> None:
         """Stale is not fresh: what cannot be read again is not shown again."""
-        self._live: Live | None = None
-        self._record: Record | None = None
+        self._live = None
+        self._record = None
         self._views = [TableView(table, self.labels) for table in self.schema.tables]
 
     def _reopen(self) -> None:

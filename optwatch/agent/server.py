@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -62,7 +63,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.rfile = io.BufferedReader(_Bounded(self.connection))  # type: ignore[assignment]  # read-only is enough
+        self.rfile = io.BufferedReader(_Bounded(self.connection))
 
     def handle(self) -> None:
         try:
@@ -90,15 +91,21 @@ class _Handler(BaseHTTPRequestHandler):
         status, content_type, body = page(self.headers.get("Accept", ""))
         self._answer(status, content_type, body)
 
-    def _answer(self, status: int, content_type: str, body: bytes, more: Mapping[str, str] = {}) -> None:  # noqa: B006 - never written to
+    def _answer(
+        self, status: int, content_type: str, body: bytes, more: Mapping[str, str] | None = None
+    ) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": content_type, "Content-Length": str(len(body)), **more}.items():
+        for name, value in {
+            "Content-Type": content_type,
+            "Content-Length": str(len(body)),
+            **(more or {}),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
-        log.debug("%s " + format, self.client_address[0], *args)
+        log.debug("%s: %s", self.client_address[0], format % args)
 
 
 class Server(ThreadingMixIn, TCPServer):
@@ -143,16 +150,19 @@ class Server(ThreadingMixIn, TCPServer):
         threading.Thread(target=self.serve_forever, name="optwatch-http", daemon=True).start()
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Refuse what is beyond the limit of connections."""
         if not self._slots.acquire(blocking=False):
             self.shutdown_request(request)
             return
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Give the connection's place back."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        log.exception("a request from %s failed", client_address)
+        """Log it; the base class prints."""
+        log.error("a request from %s failed: %r", client_address, sys.exc_info()[1])

@@ -78,10 +78,10 @@ class Agent:
         """Poll until `stop`, or until no rank has lived for so many seconds and none is in its grace period."""
         while not self._stopping.wait(self._interval):
             self._poll()
-            if exit_when_idle is not None and not self._boards.ranks:
-                if time.monotonic() - self._busy >= exit_when_idle:
-                    log.info("no boards for %g s, leaving", exit_when_idle)
-                    return
+            idle = 0.0 if self._boards.ranks else time.monotonic() - self._busy
+            if exit_when_idle is not None and idle >= exit_when_idle:
+                log.info("no boards for %g s, leaving", exit_when_idle)
+                return
 
     def stop(self) -> None:
         """Make `run` return."""

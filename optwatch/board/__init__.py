@@ -23,7 +23,7 @@ from optwatch.board.histogram import Histogram
 from optwatch.board.layout import MAXIMUM_BYTES, State
 from optwatch.board.reader import BoardReader, Live, Poll, Record
 from optwatch.board.schema import HistogramSeries, Schema, Series, Table, TensorInfo
-from optwatch.board.writer import BoardWriter
+from optwatch.board.writer import BoardWriter, HistogramValues, Values
 
 __all__ = [
     "ENVIRONMENT",
@@ -46,6 +46,7 @@ __all__ = [
     "Fold",
     "Histogram",
     "HistogramSeries",
+    "HistogramValues",
     "Live",
     "Poll",
     "Record",
@@ -54,6 +55,7 @@ __all__ = [
     "State",
     "Table",
     "TensorInfo",
+    "Values",
     "apply_folds",
     "board_directory",
     "board_name",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -26,7 +27,7 @@ def board_directory() -> Path:
         return secure_directory(override)
     name = f"optwatch-{os.getuid()}"
     reasons = []
-    for root in ("/dev/shm", tempfile.gettempdir()):
+    for root in ("/dev/shm", tempfile.gettempdir()):  # noqa: S108 - checked by secure_directory
         try:
             return secure_directory(Path(root) / name)
         except BoardDirectoryError as error:
@@ -40,13 +41,11 @@ def secure_directory(path: str | os.PathLike[str]) -> Path:
     Raises BoardDirectoryError if it is a symlink, belongs to another user, can be written by others, or is not
     writable: names in a shared /dev/shm can be squatted.
     """
-    path = Path(os.path.abspath(path))
+    path = Path.cwd() / path  # not resolved: a symlink is to be seen
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
-        except FileExistsError:
-            pass
         status = os.lstat(path)
     except OSError as error:
         raise BoardDirectoryError(f"{path}: cannot be made: {error.strerror}; set {ENVIRONMENT}") from error

@@ -120,18 +120,22 @@ class Layout:
 
     @property
     def live_offset(self) -> int:
+        """Offset of the first of the two live slots."""
         return align(HEADER.size + self.schema_bytes)
 
     @property
     def cheap_offset(self) -> int:
+        """Offset of the ring of cheap records."""
         return self.live_offset + 2 * self.live_bytes
 
     @property
     def full_offset(self) -> int:
+        """Offset of the ring of full records."""
         return self.cheap_offset + self.cheap_depth * self.cheap_bytes
 
     @property
     def total_bytes(self) -> int:
+        """Size of the file."""
         return self.full_offset + self.full_depth * self.full_bytes
 
     def place(self, index: int, full: bool) -> int:

@@ -143,7 +143,7 @@ class BoardReader:
         The id in the schema is the one in the writer's own namespace and can mean another process here.
         """
         if self._borrowed:
-            return os.getpid()
+            return os.getpid() if self.alive() else None
         if not sys.platform.startswith("linux"):
             return None
         query = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)  # struct flock
@@ -167,8 +167,8 @@ class BoardReader:
 
     def close(self) -> None:
         """Let go of the file."""
-        if self._fd >= 0 and not self._borrowed:
-            os.close(self._fd)
+        if self._fd >= 0:
+            (locks.give_back if self._borrowed else os.close)(self._fd)
         self._fd = -1
 
     def _read(self, offset: int, size: int) -> bytes:
@@ -224,7 +224,11 @@ class BoardReader:
             histograms.append((cells[start : end - 1], float(cells[end - 1])))
             start = end
         counters = cells[: len(self.schema.counters)]
-        return Live(state, *head[2:], counters=counters, histograms=tuple(histograms))
+        _, _, update, published, cheap_head, full_head, step, time, sample_time, failures = head
+        return Live(
+            state, update, published, cheap_head, full_head, step, time, sample_time, failures, counters,
+            tuple(histograms),
+        )  # fmt: skip
 
     def _ring(self, begin: int, head: int, full: bool) -> list[Record]:
         depth = self._layout.full_depth if full else self._layout.cheap_depth
@@ -258,7 +262,7 @@ def _open(path: Path) -> tuple[int, bool]:
     """A descriptor for reading, and whether it belongs to a writer in this process."""
     try:
         status = os.lstat(path)
-        own = locks.held_descriptor(status)
+        own = locks.borrow(status)
         if own is not None:
             return own, True
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -49,7 +49,8 @@ def family(spec: MetricSpec, points: Sequence[Point]) -> Metric:
 def buckets(value: HistogramValue) -> list[tuple[str, float]]:
     """Classic buckets: each includes the ones below it."""
     bounds = (*value.bounds, math.inf)
-    return [(floatToGoString(b), n) for b, n in zip(bounds, accumulate(value.counts), strict=True)]
+    names = [floatToGoString(bound) for bound in bounds]  # type: ignore[no-untyped-call]  # the library has no types here
+    return list(zip(names, accumulate(value.counts), strict=True))
 
 
 class PrometheusExporter(Collector):

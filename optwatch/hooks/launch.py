@@ -74,7 +74,7 @@ def start_agent(directory: str | os.PathLike[str]) -> int:
     It has a session and a log file of its own and no descriptor of ours (or ``train.py | tee log`` would not end
     before it does), and leaves after 300 s without boards.
     """
-    root = Path(os.path.abspath(directory))
+    root = Path.cwd() / directory
     command = [
         sys.executable, "-m", "optwatch.agent",
         "--dir", str(root), "--exit-when-idle", str(IDLE_SECONDS), "--nice", "10",
@@ -102,7 +102,7 @@ def start_agent(directory: str | os.PathLike[str]) -> int:
 
 def _locked(path: Path) -> bool:
     status = os.lstat(path)
-    if locks.held_descriptor(status) is not None:  # closing another descriptor here would drop our own lock
+    if locks.held_here(status):  # closing another descriptor here would drop our own lock
         return True
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -128,7 +128,9 @@ def _environment() -> dict[str, str]:
     """Ours, such that the agent finds this very package from another working directory."""
     environment = dict(os.environ)
     root = str(Path(__file__).resolve().parents[2])
-    given = [os.path.abspath(entry) for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    given = [
+        str(Path.cwd() / entry) for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry
+    ]
     installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     if root not in given and root not in installed:
         given.insert(0, root)
