@@ -68,7 +68,8 @@ class RunView:
     loss: float | None
     losses: tuple[float, ...]
     steps_per_second: float | None
-    overhead_ratio: float | None  # of the training time
+    overhead_ratio: float | None  # of the training time, over the last scrapes
+    mean_overhead_ratio: float | None  # the same, over the whole run
     last_step_time: float | None  # Unix time
     parameters: float | None
     host_bytes: float | None
@@ -140,6 +141,7 @@ class Tracker:
             losses=self._remember_loss(name, loss),
             steps_per_second=rate,
             overhead_ratio=overhead,
+            mean_overhead_ratio=_mean_overhead(page, name),
             last_step_time=_max(value for _, value in page.select("optwatch.last_step_timestamp", run_id=name)),
             parameters=page.total("optwatch.parameters", run_id=name),
             host_bytes=page.total("optwatch.host_memory.rss", run_id=name),
@@ -190,9 +192,16 @@ def _slots(page: Page, name: str) -> Iterable[SlotView]:
             dtypes=tuple(dict.fromkeys(labels["dtype"] for labels, value in found if value)),
             actual_bytes=sum(value for _, value in found),
             expected_bytes=page.total("optwatch.optimizer.state_expected", **of_slot),
-            fp32_bytes=None if parameters is None else FP32_BYTES * parameters,
+            fp32_bytes=_fp32_bytes(slot, sum(value for _, value in found), parameters),
             error_ratio=_max(value for _, value in page.select("optwatch.quantization_error.ratio", **of_slot)),
         )
+
+
+def _fp32_bytes(slot: str, actual: float, parameters: float | None) -> float | None:
+    """What a slot would take in fp32: a number for each parameter, but for the step counters one for each tensor."""
+    if slot == "step":
+        return actual
+    return None if parameters is None else FP32_BYTES * parameters
 
 
 def _groups(page: Page, name: str) -> Iterable[GroupView]:
@@ -214,6 +223,12 @@ def _groups(page: Page, name: str) -> Iterable[GroupView]:
             update_to_parameter=_max(value for _, value in page.select("optwatch.update_to_parameter.ratio", **of_group)),
             update_error=_max(value for _, value in page.select("optwatch.update_quantization_error.ratio", **of_group)),
         )
+
+
+def _mean_overhead(page: Page, name: str) -> float | None:
+    seconds = page.total("optwatch.step_duration#sum", run_id=name)
+    spent = page.total("optwatch.overhead", run_id=name)
+    return spent / seconds if seconds and spent is not None else None
 
 
 def _devices(page: Page) -> tuple[DeviceView, ...]:

@@ -1,0 +1,79 @@
+"""``optwatch demo`` as a user runs it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+from optwatch.cli.scrape import parse
+
+pytestmark = [pytest.mark.slow, pytest.mark.integration]
+TIMEOUT = 300
+
+
+@pytest.fixture(autouse=True)
+def own_agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each demo starts an agent of its own."""
+    monkeypatch.setenv("OPTWATCH_DIR", str(tmp_path / "boards"))
+
+
+def demo(*arguments: str) -> list[str]:
+    command = [sys.executable, "-m", "optwatch", "demo", "--device", "cpu", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    return result.stdout.splitlines()
+
+
+def test_it_trains_and_ends_with_a_summary() -> None:
+    """Piped: plain lines, then what the state took against fp32, and that it was as asked for."""
+    lines = demo("--steps", "6")
+    assert re.fullmatch(r"Metrics: http://127\.0\.0\.1:\d+/metrics", lines[0])
+    state = re.search(r"Optimizer state: (\S+ MB), asked for (\S+ MB); fp32 would take (\S+) MB", "\n".join(lines))
+    assert state is not None
+    assert state[1] == state[2]
+    assert float(state[3]) / float(state[1].split()[0]) > 3.8
+    assert any(line.startswith("Done: 6 steps") for line in lines)
+    assert not any("promoted" in line for line in lines)
+
+
+def test_the_injected_resume_is_seen() -> None:
+    """From the first step after the resume on, the bytes found are those of fp32, the bytes asked for stay."""
+    lines = demo("--steps", "6", "--inject", "fp32-resume")
+    assert any(line.startswith("step 3: checkpoint saved, and resumed") for line in lines)
+    assert "STATE IS NOT STORED AS ASKED FOR" in next(line for line in lines if line.startswith("step 6 "))
+    state = re.search(r"Optimizer state: (\S+ MB), asked for (\S+ MB); fp32 would take (\S+ MB)", "\n".join(lines))
+    assert state is not None
+    assert state[1] == state[3] != state[2]
+
+
+def test_it_can_be_scraped_while_it_runs() -> None:
+    """The address is printed first; what it serves is this run."""
+    command = [sys.executable, "-m", "optwatch", "demo", "--device", "cpu", "--seconds", "12"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[1]
+        for line in process.stdout:
+            if line.startswith("step "):
+                break
+        with urllib.request.urlopen(url, timeout=5) as response:
+            page = parse(response.read(), url)
+        process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0
+    assert page.total("optwatch.rank_up") == 1
+    steps = page.total("optwatch.steps")
+    assert steps is not None
+    assert steps >= 1
+
+
+def test_an_unknown_device_is_one_line() -> None:
+    """What was given and why it cannot be used."""
+    command = [sys.executable, "-m", "optwatch", "demo", "--device", "abacus"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    assert result.returncode == 1
+    assert result.stderr.startswith("optwatch: --device 'abacus' cannot be used: ")
+    assert len(result.stderr.splitlines()) == 1
