@@ -173,17 +173,10 @@ ALERTS = (
     ),
     Alert(
         "RankMissing",
-        f"(\n"
-        f"  max by (run_id, rank) ({_RANK_UP}) == 0\n"
-        f"  unless on (run_id, rank) ({FINISHED} == 1)\n"
-        f")\n"
-        f"or\n"
-        # The whole node went: it was up when last seen, and left no series behind.
-        f"(\n"
-        f"  max by (run_id, rank) (last_over_time({_RANK_UP}[1h])) == 1\n"
-        f"  unless on (run_id, rank) {_RANK_UP}\n"
-        f"  unless on (run_id, rank) (last_over_time({FINISHED}[1h]) == 1)\n"
-        f")",
+        # As last seen within the hour: a node that vanished, agent and all, has left no fresh series behind.
+        f"max by (run_id, rank) (last_over_time({_RANK_UP}[1h]))\n"
+        f"unless on (run_id, rank) ({_RANK_UP} == 1)\n"
+        f"unless on (run_id, rank) (last_over_time({FINISHED}[1h]) == 1)",
         "2m",
         "critical",
         "A rank died or vanished before its run was finished",
@@ -254,13 +247,9 @@ def _alert(alert: Alert) -> dict[str, object]:
 
 def generate() -> str:
     """Return the text of the rule file."""
-    groups = [
-        {
-            "name": "optwatch-recordings",
-            "rules": [{"record": rule.record, "expr": rule.expr} for rule in RECORDINGS],
-        },
-        {"name": "optwatch-alerts", "rules": [_alert(alert) for alert in ALERTS]},
-    ]
+    # One group: Prometheus evaluates the rules of a group in order, so alerts read what was recorded just before.
+    recordings = [{"record": rule.record, "expr": rule.expr} for rule in RECORDINGS]
+    groups = [{"name": "optwatch", "rules": [*recordings, *map(_alert, ALERTS)]}]
     head = "# Made from deploy/prometheus/rules.py by `make generate`; do not edit.\n"
     return head + yaml.dump(
         {"groups": groups}, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True

@@ -32,7 +32,6 @@ LABELS: Mapping[str, str] = {
     "optimizer": "name given to watch(), by default the class name; numbered when a run has several",
     "group": "groups of tensors, by default 6 by depth of the block",
     "slot": "torch's name of the state tensor: exp_avg, exp_avg_sq, ...",
-    "tensor": "class of tensors: gradient",
     "param_group": "index of the optimizer's parameter group",
     "dtype": "storage type as torch names it, without the prefix",
     "device": "torch device of the storage",
