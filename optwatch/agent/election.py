@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from optwatch.board import locks
-
-LOCK = "agent.lock"
-ADDRESS = "agent.json"
+from optwatch.board.address import ADDRESS, LOCK
 
 
 class Election:

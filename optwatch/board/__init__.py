@@ -3,6 +3,7 @@
 The bytes are described in `optwatch.board.layout`. Needs numpy and the standard library only.
 """
 
+from optwatch.board.address import find_agent
 from optwatch.board.directory import ENVIRONMENT, SUFFIX, board_directory, board_name, secure_directory
 from optwatch.board.errors import (
     BoardBusyError,
@@ -59,6 +60,7 @@ __all__ = [
     "apply_folds",
     "board_directory",
     "board_name",
+    "find_agent",
     "fit",
     "fold_to_groups",
     "secure_directory",

@@ -6,7 +6,6 @@ The agent is started as a program, never imported: nothing of it runs in the tra
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -14,10 +13,10 @@ import sysconfig
 import time
 from pathlib import Path
 
-from optwatch.board import locks
+from optwatch.board import find_agent
 
-LOCK = "agent.lock"
-ADDRESS = "agent.json"
+__all__ = ["LOG", "ensure_agent", "find_agent", "start_agent", "wait_for_agent"]
+
 LOG = "agent.log"
 IDLE_SECONDS = 300
 _CLAIM = "agent.starting"
@@ -33,18 +32,6 @@ class _Started(subprocess.Popen[bytes]):
 
 
 _started: list[_Started] = []  # kept to be reaped: an agent that lost the election must not stay a zombie
-
-
-def find_agent(directory: str | os.PathLike[str]) -> str | None:
-    """The metrics address of the living agent of a directory, or None. Takes tens of microseconds."""
-    root = Path(directory)
-    try:
-        if not _locked(root / LOCK):
-            return None
-        url = json.loads((root / ADDRESS).read_bytes())["url"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return url if isinstance(url, str) else None
 
 
 def ensure_agent(directory: str | os.PathLike[str]) -> str | None:
@@ -98,17 +85,6 @@ def start_agent(directory: str | os.PathLike[str]) -> int:
         os.close(log)
     _started.append(process)
     return process.pid
-
-
-def _locked(path: Path) -> bool:
-    status = os.lstat(path)
-    if locks.held_here(status):  # closing another descriptor here would drop our own lock
-        return True
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        return locks.is_locked(fd)
-    finally:
-        os.close(fd)
 
 
 def _claim(path: Path) -> bool:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from board_samples import Feed, schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from board_samples import Feed, schema
 from optwatch.board import (
     MAXIMUM_BYTES,
     BoardCorruptError,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from board_samples import end, start_writer
 
-from optwatch.board import BoardReader, BoardWriter, State
+from board_samples import end, start_writer
 from board_samples import schema as sample_schema
+from optwatch.board import BoardReader, BoardWriter, State
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.02, 0.031, 0.047])
