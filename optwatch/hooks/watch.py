@@ -245,7 +245,7 @@ class _Loop:
             event.record(torch.cuda.current_stream(loss.device))
             self._on_its_way = host, event
         else:
-            self._loss = float(loss)
+            self._loss = float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
 
     def stepped(self) -> None:
         """A step of the loop has ended."""

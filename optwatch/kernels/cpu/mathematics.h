@@ -80,7 +80,7 @@ OPTWATCH_INLINE void random_words(int64_t first, Key key, int n, uint32_t* out) 
   for (int i = 0; i < kWidth; i++) lane[i] = static_cast<uint32_t>(i);
   const uint64_t pair = static_cast<uint64_t>(first) >> 1;  // a block never crosses a multiple of 2**32 pairs
   uint32_t base = static_cast<uint32_t>(pair) + key.k0 + static_cast<uint32_t>(pair >> 32) * 0x9E3779B9u;
-  for (int i = 0; i < n / 2; i += kWidth, base += kWidth) {
+  for (int i = 0; i < (n + 1) / 2; i += kWidth, base += kWidth) {  // an odd last element has a pair, too
     Word x = lane + base;
     x ^= x >> 16;
     x *= 0x7feb352du;

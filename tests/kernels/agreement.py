@@ -1,0 +1,335 @@
+"""The checks that every backend must pass, as functions of the backend: it does what the reference does.
+
+A case is a plan and a list of tensors, one for each awkward size and pattern of values. Both backends take a step from
+the same state; the statistics of the step are compared with float64 sums over what the backend itself stored.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from optwatch.codecs import FORMATS, Codec, Kind
+from optwatch.kernels import PlanSpec, PlanTensor, backend
+from optwatch.kernels.random import keys
+from optwatch.metrics.fields import CHEAP_FIELDS, row_fields
+from optwatch.rules import RULES, Rule
+
+SIZES = (0, 1, 31, 127, 128, 129, 4095, 4096, 4097)
+LARGE = 1_000_003
+DTYPES = (torch.float32, torch.bfloat16)
+CPU = torch.device("cpu")
+
+#: Hyperparameters as arrays of one tensor, enough for every rule.
+OPTIONS = {
+    "lr": np.array([1e-2]),
+    "betas": np.array([[0.9, 0.999]]),
+    "eps": np.array([1e-8]),
+    "weight_decay": np.array([0.1]),
+    "maximize": np.array([0.0]),
+}
+
+
+class Case(NamedTuple):
+    """A plan, by the names of its parts."""
+
+    rule: str
+    formats: tuple[str, ...]  # of each slot
+    param: torch.dtype
+    grad: torch.dtype
+
+    def spec(self) -> PlanSpec:
+        rule = RULES[self.rule]
+        codecs = tuple(FORMATS[name][slot.kind] for name, slot in zip(self.formats, rule.slots, strict=True))
+        return PlanSpec(rule, codecs, self.param, self.grad)
+
+    def __str__(self) -> str:
+        types = "-".join(str(d).removeprefix("torch.") for d in (self.param, self.grad))
+        return f"{self.rule}-{'+'.join(self.formats)}-{types}"
+
+
+def every_case() -> list[Case]:
+    """Every rule × format for each slot × element types."""
+    return [
+        Case(name, formats, param, grad)
+        for name, rule in RULES.items()
+        for formats in itertools.product(FORMATS, repeat=len(rule.slots))
+        for param in DTYPES
+        for grad in DTYPES
+    ]
+
+
+def few_cases() -> list[Case]:
+    """Every rule × format and every pair of element types at least once, for backends that are slow to run."""
+    types = itertools.cycle(itertools.product(DTYPES, DTYPES))
+    return [
+        Case(name, (fmt,) * len(rule.slots), *next(types)) for name, rule in RULES.items() for fmt in (*FORMATS, "int8")
+    ]
+
+
+def _normal(numel: int, gen: torch.Generator) -> Tensor:
+    return torch.randn(numel, generator=gen)
+
+
+def _spread(numel: int, gen: torch.Generator) -> Tensor:
+    return torch.randn(numel, generator=gen) * torch.exp(2 * torch.randn(numel, generator=gen))
+
+
+def _with(value: float) -> object:
+    def pattern(numel: int, gen: torch.Generator) -> Tensor:
+        values = torch.randn(numel, generator=gen)
+        if numel:
+            values[numel // 2] = value
+        return values
+
+    return pattern
+
+
+#: How the values of a gradient look.
+PATTERNS = {
+    "normal": _normal,
+    "heavy tail": _spread,
+    "small": lambda n, gen: 1e-6 * _spread(n, gen),
+    "tiny": lambda n, gen: 1e-30 * _normal(n, gen),
+    "huge": lambda n, gen: 1e30 * _normal(n, gen),
+    "zero": lambda n, gen: torch.zeros(n),
+    "one sign": lambda n, gen: _normal(n, gen).abs(),
+    "mostly zero": lambda n, gen: _normal(n, gen) * (torch.rand(n, generator=gen) < 0.02),
+    "constant": lambda n, gen: torch.full((n,), 0.5),
+    "nan": _with(math.nan),
+    "inf": _with(math.inf),
+}
+
+
+class Item(NamedTuple):
+    """One tensor of a case, with the gradients of its steps."""
+
+    label: str
+    tensor: PlanTensor
+    grads: list[Tensor | None]
+
+
+def items(spec: PlanSpec, sizes: Sequence[int], patterns: Sequence[str], steps: int) -> list[Item]:
+    """A tensor for each size and pattern, its state filled with what earlier gradients would have left."""
+    made = []
+    for size, pattern in itertools.product(sizes, patterns):
+        gen = torch.Generator().manual_seed(size * 31 + len(pattern))
+        draw = PATTERNS[pattern]
+        scale = {"tiny": 1e-30, "huge": 1e15, "small": 1e-6}.get(pattern, 1.0)  # huge: v must stay within fp32
+        slots = []
+        for slot, codec in zip(spec.rule.slots, spec.codecs, strict=True):
+            values = scale * _spread(size, gen) if pattern != "zero" else torch.zeros(size)
+            values = values.square() if slot.kind is Kind.SECOND_MOMENT else values
+            buffers = codec.allocate(size, CPU)
+            codec.store(values, buffers, torch.randint(0, 65536, (size,), generator=gen).float())
+            slots.append(buffers)
+        param = torch.randn(size, generator=gen).to(spec.param_dtype)
+        grads: list[Tensor | None] = [draw(size, gen).to(spec.grad_dtype) for _ in range(steps)]
+        made.append(Item(f"{pattern}[{size}]", PlanTensor(param, tuple(slots)), grads))
+    gone = items(spec, (sizes[-1],), ("normal",), steps)[0] if len(patterns) > 1 else None
+    if gone is not None:
+        made.append(Item("no gradient", gone.tensor, [None] * steps))
+    return made
+
+
+def clone(tensor: PlanTensor) -> PlanTensor:
+    return PlanTensor(tensor.param.clone(), tuple({k: b.clone() for k, b in s.items()} for s in tensor.slots))
+
+
+def copy_into(target: PlanTensor, source: PlanTensor) -> None:
+    target.param.copy_(source.param)
+    for mine, theirs in zip(target.slots, source.slots, strict=True):
+        for name, buffer in mine.items():
+            buffer.copy_(theirs[name])
+
+
+def scalars_of(rule: Rule, n: int, step: int) -> np.ndarray:
+    return np.repeat(rule.prepare(OPTIONS, np.array([float(step)])), n, axis=0)
+
+
+def keys_of(spec: PlanSpec, n: int, step: int) -> np.ndarray:
+    return keys(np.zeros(n, np.uint64), np.arange(n, dtype=np.uint64), len(spec.codecs), np.full(n, float(step)))
+
+
+def check_agreement(name: str, case: Case, sizes: Sequence[int], patterns: Sequence[str], steps: int = 2) -> None:
+    """One backend against the reference, step by step, each step from the reference's state."""
+    spec = case.spec()
+    cases = items(spec, sizes, patterns, steps)
+    truth, own = [item.tensor for item in cases], [clone(item.tensor) for item in cases]
+    reference, plan = backend("reference").bind(spec, truth), backend(name).bind(spec, own)
+    for step in range(steps):
+        before = [clone(tensor) for tensor in truth]
+        grads = [item.grads[step] for item in cases]
+        scalars, numbers = scalars_of(spec.rule, len(cases), step + 10), keys_of(spec, len(cases), step)
+        reference.run(grads, scalars, numbers, True)
+        rows = plan.run(grads, scalars, numbers, True).numpy().copy()
+        equal = total = 0
+        for i, item in enumerate(cases):
+            label = f"{case} {item.label} step {step}"
+            same, count = compare_tensor(spec, truth[i], own[i], before[i], grads[i], scalars[i], label)
+            equal, total = equal + same, total + count
+            check_statistics(spec, before[i], own[i], grads[i], scalars[i], rows[i], label)
+        assert equal >= 0.999 * total, f"{case}: {total - equal} of {total} codes differ"
+        for target, source in zip(own, truth, strict=True):
+            copy_into(target, source)
+
+
+def compare_tensor(
+    spec: PlanSpec, truth: PlanTensor, own: PlanTensor, before: PlanTensor, grad: Tensor | None, scalars: np.ndarray,
+    label: str,
+) -> tuple[int, int]:  # fmt: skip
+    """Weights and state of one tensor after one step; returns how many codes are equal, and of how many."""
+    if grad is None:
+        for a, b in itertools.chain([(own.param, before.param)], _buffers(own, before)):
+            assert torch.equal(a, b), f"{label}: changed without a gradient"
+        return 0, 0
+    close(own.param, truth.param, _magnitude(spec, before, grad, scalars), spec.param_dtype, f"{label}: weights")
+    equal = total = 0
+    for slot, codec, mine, theirs, old in zip(
+        spec.rule.slots, spec.codecs, own.slots, truth.slots, before.slots, strict=True
+    ):
+        what = f"{label}: {slot.name}"
+        primary = codec.buffers[0]
+        if primary.dtype.is_floating_point:
+            scale = codec.load(old).abs() + grad.float().abs() ** (2 if slot.kind is Kind.SECOND_MOMENT else 1)
+            close(codec.load(mine), codec.load(theirs), scale, primary.dtype, what)
+            continue
+        codes = [buffers[primary.name].int() for buffers in (mine, theirs)]
+        values = [codec.load(buffers) for buffers in (mine, theirs)]
+        assert torch.equal(*(v.isfinite() for v in values)), f"{what}: not finite at other places"
+        finite = values[0].isfinite()
+        apart = (codes[0] - codes[1]).abs()[finite]
+        near = ((values[0] - values[1]).abs() <= 1e-5 * values[1].abs())[finite]
+        assert ((apart <= 1) | near).all(), f"{what}: {apart.max()} codes apart"
+        equal += int(((apart == 0) | near).sum())
+        total += len(apart)
+    return equal, total
+
+
+def _magnitude(spec: PlanSpec, before: PlanTensor, grad: Tensor, scalars: np.ndarray) -> Tensor:
+    """The size of what a weight is summed up from; the sum itself may be small because its terms cancel."""
+    h = dict(zip(spec.rule.scalars, scalars.tolist(), strict=True))
+    old = [codec.load(buffers).abs() for codec, buffers in zip(spec.codecs, before.slots, strict=True)]
+    update = spec.rule.update(spec.rule.advance(old, grad.float().abs(), h), grad.float().abs(), h)
+    return before.param.float().abs() + update.abs()
+
+
+def close(mine: Tensor, theirs: Tensor, scale: Tensor, dtype: torch.dtype, what: str) -> None:
+    """Equal to 1e-6 of the magnitudes that went into it; in bf16, where rounding may fall the other way, to one ulp."""
+    mine, theirs, scale = mine.float(), theirs.float(), scale.float().nan_to_num(0.0, 0.0, 0.0)
+    assert torch.equal(mine.isfinite(), theirs.isfinite()), f"{what}: not finite at other places"
+    finite = mine.isfinite()
+    error = (mine - theirs).abs()[finite].double()
+    magnitude = torch.maximum(theirs.abs(), scale)[finite].double()
+    relative = 1e-6 if dtype is torch.float32 else 2.0**-7
+    worst = (error - relative * magnitude - 2.0**-126).max() if len(error) else torch.tensor(-1.0)
+    assert worst <= 0, f"{what}: off by {error.max():.3g}"
+    if dtype is torch.bfloat16 and len(error) > 1000:
+        assert (error > 1e-6 * magnitude).double().mean() < 2e-3, f"{what}: too many bf16 roundings differ"
+
+
+def _buffers(a: PlanTensor, b: PlanTensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for mine, theirs in zip(a.slots, b.slots, strict=True):
+        for name in mine:
+            yield mine[name], theirs[name]
+
+
+def exact_row(
+    spec: PlanSpec, before: PlanTensor, after: PlanTensor, grad: Tensor, scalars: np.ndarray
+) -> dict[str, tuple[float, float]]:
+    """Each field of a row in float64, with the sum of magnitudes that its error is measured by."""
+    rule, h = spec.rule, dict(zip(spec.rule.scalars, scalars.tolist(), strict=True))
+    load = [(codec.load(b).double(), codec.load(a).double()) for codec, b, a in zip(spec.codecs, before.slots, after.slots, strict=True)]  # fmt: skip
+    g = grad.double()
+    exact = [x.float().double() for x in rule.advance([old for old, _ in load], g, h)]  # a moment that fp32 can hold
+    u = rule.update(exact, g, h)
+    error = rule.update([new for _, new in load], g, h) - u
+    row = {
+        "grad_sq": (g.square(), g.square()),
+        "nonfinite": ((~g.isfinite()).double(),) * 2,
+        "update_sq": (u.square(), u.square()),
+        "update_error_sq": (error.square(), _difference(error, u)),
+        "weight_sq": (after.param.double().square(),) * 2,
+        "moment_grad": (exact[0] * g, (exact[0] * g).abs()),
+        "unchanged": ((after.param == before.param).double(),) * 2,
+    }
+    for slot, codec, buffers, x, (_, y) in zip(rule.slots, spec.codecs, after.slots, exact, load, strict=True):
+        fields = _slot_row(slot.kind, codec, buffers, x, y)
+        row |= {f"{slot.name}.{field}": value for field, value in fields.items()}
+    summed = {field: tuple(float(v.sum()) for v in pair) for field, pair in row.items()}
+    for slot, x in zip(rule.slots, exact, strict=True):
+        largest = float(x.abs().max()) if len(x) else 0.0
+        summed[f"{slot.name}.absmax"] = (largest, largest)
+    return summed  # type: ignore[return-value]
+
+
+def _difference(d: Tensor, a: Tensor) -> Tensor:
+    """The magnitude of d = a - b squared when a or b is off by a millionth of a: 1e-4 of it is what that does."""
+    return d.square() + 2e-2 * (d * a).abs() + 1e-8 * a.square()
+
+
+def _slot_row(
+    kind: Kind, codec: Codec, buffers: dict[str, Tensor], x: Tensor, y: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    a, b = (x.sqrt(), y.sqrt()) if kind is Kind.SECOND_MOMENT else (x, y)
+    single = x.float()
+    return {
+        "error_sq": ((a - b).square(), _difference(a - b, a)),
+        "exact_sq": (a.square(), a.square()),
+        "sum": (x, x.abs()),
+        "absmax": (x, x),
+        "underflow": (((single != 0) & (y == 0)).double(),) * 2,
+        "saturated": (codec.saturated(single, buffers).double(),) * 2,
+    }
+
+
+def check_statistics(
+    spec: PlanSpec, before: PlanTensor, after: PlanTensor, grad: Tensor | None, scalars: np.ndarray, row: np.ndarray,
+    label: str,
+) -> None:  # fmt: skip
+    """A row against float64: to 1e-4 of the sum of magnitudes, counts exactly.
+
+    Squares are formed in fp32 by most backends, so what lies outside its range may be infinite or lost.
+    """
+    fields = row_fields([slot.name for slot in spec.rule.slots])
+    if grad is None:
+        assert not row.any(), f"{label}: a row without a gradient"
+        return
+    truth = exact_row(spec, before, after, grad, scalars)
+    for field, value in zip(fields, row.tolist(), strict=True):
+        expected, magnitude = truth[field]
+        what = f"{label}: {field} is {value}, expected {expected}"
+        if field.endswith(("nonfinite", "unchanged", "saturated")):
+            assert value == expected, what
+        elif field.endswith("error_sq") and value == 0 and all(codec.name == "fp32" for codec in spec.codecs):
+            pass  # what is stored exactly has no error, not even where it is not a number
+        elif not math.isfinite(expected) or magnitude > 1e37:
+            assert not math.isfinite(value) or abs(value - expected) <= 1e-4 * magnitude, what
+        elif field.endswith("underflow"):
+            assert abs(value - expected) <= 1e-3 * len(grad), what  # an element at the edge may round either way
+        else:
+            assert abs(value - expected) <= 1e-4 * magnitude + len(grad) * 1e-37, what
+
+
+def check_full_changes_nothing(name: str, case: Case, sizes: Sequence[int], steps: int) -> None:
+    """Weights and codes of the two kernels are equal in every bit, step after step; the cheap sums to 1e-4."""
+    spec = case.spec()
+    cases = items(spec, sizes, ("heavy tail",), steps)
+    plain, full = ([clone(item.tensor) for item in cases] for _ in range(2))
+    plans = [backend(name).bind(spec, tensors) for tensors in (plain, full)]
+    for step in range(steps):
+        grads = [item.grads[step] for item in cases]
+        scalars, numbers = scalars_of(spec.rule, len(cases), step + 1), keys_of(spec, len(cases), step)
+        rows = [plan.run(grads, scalars, numbers, bool(i)).numpy().copy() for i, plan in enumerate(plans)]
+        cheap = len(CHEAP_FIELDS)
+        np.testing.assert_allclose(rows[0][:, :cheap], rows[1][:, :cheap], rtol=1e-4)
+        assert not rows[0][:, cheap:].any()
+    for a, b in zip(plain, full, strict=True):
+        assert torch.equal(a.param, b.param), f"{case}: weights differ"
+        assert all(torch.equal(x, y) for x, y in _buffers(a, b)), f"{case}: state differs"

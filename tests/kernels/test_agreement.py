@@ -1,0 +1,51 @@
+"""The CPU kernels do what the reference does; and the reference's own statistics are right."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.kernels.agreement import (
+    LARGE,
+    PATTERNS,
+    SIZES,
+    Case,
+    check_agreement,
+    check_full_changes_nothing,
+    every_case,
+    few_cases,
+)
+
+# The reference against itself checks its statistics against float64.
+BACKENDS = ("cpu", "reference")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", every_case(), ids=str)
+def test_agrees_with_the_reference(backend: str, case: Case) -> None:
+    """Every plan, on every awkward size and pattern of values."""
+    check_agreement(backend, case, SIZES, tuple(PATTERNS))
+
+
+@pytest.mark.parametrize("case", few_cases(), ids=str)
+def test_agrees_on_a_large_odd_size(case: Case) -> None:
+    """More than one work item, the last one partial."""
+    check_agreement("cpu", case, (LARGE,), ("heavy tail", "nan"), steps=1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", few_cases(), ids=str)
+def test_full_statistics_change_no_bit(backend: str, case: Case) -> None:
+    """200 steps with and without."""
+    check_full_changes_nothing(backend, case, (129, 4097), steps=200)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_no_bit(threads: int) -> None:
+    """The same weights, codes and sums for any number of threads."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        check_agreement("cpu", few_cases()[-1], (LARGE,), ("heavy tail",), steps=1)
+    finally:
+        torch.set_num_threads(before)
