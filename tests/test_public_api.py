@@ -3,8 +3,9 @@
 import subprocess
 import sys
 
-import optwatch
 import pytest
+
+import optwatch
 
 
 def test_the_export_list() -> None:
@@ -20,7 +21,9 @@ def test_an_unknown_name_lists_the_valid_ones() -> None:
         optwatch.wacth  # noqa: B018 - the access is the test
 
 
-@pytest.mark.parametrize("module", ["optwatch", "optwatch.agent", "optwatch.exporters", "optwatch.metrics", "optwatch.board"])
+@pytest.mark.parametrize(
+    "module", ["optwatch", "optwatch.agent", "optwatch.exporters", "optwatch.metrics", "optwatch.board"]
+)
 def test_loads_no_torch(module: str) -> None:
     """The agent runs on every node beside the training: it can afford neither torch's memory nor its start."""
     script = f"import sys, {module}; print(*sorted({{'torch', 'triton', 'transformers'}} & set(sys.modules)))"

@@ -33,7 +33,9 @@ def cli() -> None:
     help="Break the run half-way. fp32-resume: resume a checkpoint as stock PyTorch does, so that the 8-bit state "
     "silently becomes fp32; watch the state bytes leave what was asked for.",
 )
-@click.option("--device", metavar="DEVICE", help="Torch device, e.g. cpu or cuda:1.  [default: the GPU, else the CPU]")
+@click.option(
+    "--device", metavar="DEVICE", help="Torch device, e.g. cpu or cuda:1.  [default: the GPU, else the CPU]"
+)
 def demo(steps: int | None, seconds: float | None, inject: str | None, device: str | None) -> None:
     """Train a small GPT-2 on the text that every Python carries, and watch it live."""
     from optwatch.cli.demo import DemoOptions, run_demo
@@ -76,7 +78,9 @@ def agent(arguments: tuple[str, ...]) -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; every expected failure becomes one line on stderr and an exit code."""
     try:
-        code = cli.main(args=None if arguments is None else list(arguments), prog_name="optwatch", standalone_mode=False)
+        code = cli.main(
+            args=None if arguments is None else list(arguments), prog_name="optwatch", standalone_mode=False
+        )
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return 0

@@ -57,7 +57,9 @@ def normalise_url(text: str) -> str:
     """Complete ``localhost:9464`` to ``http://localhost:9464/metrics``; refuse anything but HTTP."""
     url = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise ScrapeError(f"{text!r} is no address of an agent: expected something like http://127.0.0.1:9464/metrics")
+        raise ScrapeError(
+            f"{text!r} is no address of an agent: expected something like http://127.0.0.1:9464/metrics"
+        )
     try:
         _ = url.port
     except ValueError as error:
@@ -90,7 +92,9 @@ def parse(body: bytes, url: str) -> Page:
     except (ValueError, KeyError, IndexError) as error:
         raise ScrapeError(f"{url} is not a metrics page: expected Prometheus' text format") from error
     if not any(name.startswith("optwatch_") for name in samples):
-        raise ScrapeError(f"{url} is a metrics page, but not of an optwatch agent: it has no metric named optwatch_*")
+        raise ScrapeError(
+            f"{url} is a metrics page, but not of an optwatch agent: it has no metric named optwatch_*"
+        )
     return Page(samples)
 
 
@@ -99,7 +103,9 @@ def default_url() -> str:
     try:
         url = json.loads((board_directory() / AGENT_FILE).read_text())["url"]
     except (OSError, ValueError, KeyError, TypeError, BoardDirectoryError) as error:
-        raise ScrapeError("no agent is running here: start a run that calls optwatch.watch(), or name its URL") from error
+        raise ScrapeError(
+            "no agent is running here: start a run that calls optwatch.watch(), or name its URL"
+        ) from error
     return normalise_url(str(url))
 
 

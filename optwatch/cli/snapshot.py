@@ -128,7 +128,7 @@ class Tracker:
 
     def _run(self, page: Page, name: str) -> RunView:
         up = [value for _, value in page.select("optwatch.rank_up", run_id=name)]
-        step = _max(value for _, value in page.select("optwatch.step", run_id=name))
+        step = _largest(page, "optwatch.step", run_id=name)
         rate, overhead = self._rates(page, name)
         loss = _first_rank(page, "optwatch.loss", name)
         return RunView(
@@ -142,7 +142,7 @@ class Tracker:
             steps_per_second=rate,
             overhead_ratio=overhead,
             mean_overhead_ratio=_mean_overhead(page, name),
-            last_step_time=_max(value for _, value in page.select("optwatch.last_step_timestamp", run_id=name)),
+            last_step_time=_largest(page, "optwatch.last_step_timestamp", run_id=name),
             parameters=page.total("optwatch.parameters", run_id=name),
             host_bytes=page.total("optwatch.host_memory.rss", run_id=name),
             slots=tuple(_slots(page, name)),
@@ -193,7 +193,7 @@ def _slots(page: Page, name: str) -> Iterable[SlotView]:
             actual_bytes=sum(value for _, value in found),
             expected_bytes=page.total("optwatch.optimizer.state_expected", **of_slot),
             fp32_bytes=_fp32_bytes(slot, sum(value for _, value in found), parameters),
-            error_ratio=_max(value for _, value in page.select("optwatch.quantization_error.ratio", **of_slot)),
+            error_ratio=_largest(page, "optwatch.quantization_error.ratio", **of_slot),
         )
 
 
@@ -218,10 +218,10 @@ def _groups(page: Page, name: str) -> Iterable[GroupView]:
         yield GroupView(
             optimizer=optimizer,
             group=group,
-            gradient_norm=_max(value for _, value in page.select("optwatch.gradient.norm", **of_group)),
+            gradient_norm=_largest(page, "optwatch.gradient.norm", **of_group),
             moment_norms=moments,
-            update_to_parameter=_max(value for _, value in page.select("optwatch.update_to_parameter.ratio", **of_group)),
-            update_error=_max(value for _, value in page.select("optwatch.update_quantization_error.ratio", **of_group)),
+            update_to_parameter=_largest(page, "optwatch.update_to_parameter.ratio", **of_group),
+            update_error=_largest(page, "optwatch.update_quantization_error.ratio", **of_group),
         )
 
 
@@ -248,6 +248,11 @@ def _first_rank(page: Page, metric: str, name: str) -> float | None:
     return ranks[min(ranks)] if ranks else None
 
 
+def _largest(page: Page, metric: str, **labels: str) -> float | None:
+    """The largest of the matching samples, see `_max`."""
+    return _max(value for _, value in page.select(metric, **labels))
+
+
 def _sum(values: Iterable[float | None]) -> float | None:
     found = [value for value in values if value is not None]
     return sum(found) if found else None
@@ -256,4 +261,4 @@ def _sum(values: Iterable[float | None]) -> float | None:
 def _max(values: Iterable[float | None]) -> float | None:
     """The largest value, NaN if any is NaN (it must show), None without values."""
     found = [value for value in values if value is not None]
-    return next((value for value in found if value != value), max(found)) if found else None  # noqa: PLR0124 - NaN
+    return next((value for value in found if value != value), max(found)) if found else None

@@ -110,7 +110,9 @@ def curve(values: tuple[float, ...], width: int = 32) -> str:
 
 def _panel(content: RenderableType, url: str, note: str) -> RenderableType:
     body = Group(Text(note, "yellow"), content) if note else content
-    return Panel(body, title="[bold]optwatch[/bold]", subtitle=f"[dim]{url}[/dim]", box=box.ROUNDED, padding=(0, 1))
+    return Panel(
+        body, title="[bold]optwatch[/bold]", subtitle=f"[dim]{url}[/dim]", box=box.ROUNDED, padding=(0, 1)
+    )
 
 
 def _facts(run: RunView, devices: tuple[DeviceView, ...]) -> RenderableType:
@@ -124,7 +126,9 @@ def _facts(run: RunView, devices: tuple[DeviceView, ...]) -> RenderableType:
     table.add_row("run", run.run_id, "state", state)
     table.add_row("step", count(run.step), "loss", loss)
     table.add_row("speed", f"{number(run.steps_per_second)} steps/s", "memory", ", ".join(memory))
-    table.add_row("parameters", count(run.parameters), "watching", f"{percent(run.overhead_ratio)} of the time")
+    table.add_row(
+        "parameters", count(run.parameters), "watching", f"{percent(run.overhead_ratio)} of the time"
+    )
     return table
 
 
@@ -187,7 +191,9 @@ def _mismatch(run: RunView) -> RenderableType:
 
 def _group_table(run: RunView) -> RenderableType:
     slots = _slot_names(run.groups)
-    table = _table("group", "gradient", *slots, "update/weight", "update error", title="norms, by group of tensors")
+    table = _table(
+        "group", "gradient", *slots, "update/weight", "update error", title="norms, by group of tensors"
+    )
     for group in run.groups:
         table.add_row(
             _name(run, group.optimizer, group.group),
@@ -201,7 +207,12 @@ def _group_table(run: RunView) -> RenderableType:
 
 def _table(first: str, *others: str, title: str | None = None) -> Table:
     table = Table(
-        box=_RULED, show_edge=False, padding=(0, 2, 0, 0), title=title, title_justify="left", title_style="dim"
+        box=_RULED,
+        show_edge=False,
+        padding=(0, 2, 0, 0),
+        title=title,
+        title_justify="left",
+        title_style="dim",
     )
     table.add_column(first, style="bold", no_wrap=True)
     for heading in others:

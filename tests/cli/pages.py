@@ -36,9 +36,12 @@ def page(*, step: int = 100, seconds: float = 20.0, loss: float = 3.5, fp32: boo
         asked = {"int8": PARAMETERS, "bfloat16": scales}
         found = {"float32": 4 * PARAMETERS} if fp32 else asked
         of_slot = {**OPTIMIZER, "slot": slot, "device": "cpu"}
-        lines += [sample("optwatch.optimizer.state", size, **of_slot, dtype=dtype) for dtype, size in found.items()]
         lines += [
-            sample("optwatch.optimizer.state_expected", size, **of_slot, dtype=dtype) for dtype, size in asked.items()
+            sample("optwatch.optimizer.state", size, **of_slot, dtype=dtype) for dtype, size in found.items()
+        ]
+        lines += [
+            sample("optwatch.optimizer.state_expected", size, **of_slot, dtype=dtype)
+            for dtype, size in asked.items()
         ]
     for index in range(3):
         group = {**OPTIMIZER, "group": f"h.{2 * index}-{2 * index + 1}"}

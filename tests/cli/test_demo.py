@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from optwatch.cli.scrape import parse
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
@@ -33,7 +34,9 @@ def test_it_trains_and_ends_with_a_summary() -> None:
     """Piped: plain lines, then what the state took against fp32, and that it was as asked for."""
     lines = demo("--steps", "6")
     assert re.fullmatch(r"Metrics: http://127\.0\.0\.1:\d+/metrics", lines[0])
-    state = re.search(r"Optimizer state: (\S+ MB), asked for (\S+ MB); fp32 would take (\S+) MB", "\n".join(lines))
+    state = re.search(
+        r"Optimizer state: (\S+ MB), asked for (\S+ MB); fp32 would take (\S+) MB", "\n".join(lines)
+    )
     assert state is not None
     assert state[1] == state[2]
     assert float(state[3]) / float(state[1].split()[0]) > 3.8
@@ -46,7 +49,9 @@ def test_the_injected_resume_is_seen() -> None:
     lines = demo("--steps", "6", "--inject", "fp32-resume")
     assert any(line.startswith("step 3: checkpoint saved, and resumed") for line in lines)
     assert "STATE IS NOT STORED AS ASKED FOR" in next(line for line in lines if line.startswith("step 6 "))
-    state = re.search(r"Optimizer state: (\S+ MB), asked for (\S+ MB); fp32 would take (\S+ MB)", "\n".join(lines))
+    state = re.search(
+        r"Optimizer state: (\S+ MB), asked for (\S+ MB); fp32 would take (\S+ MB)", "\n".join(lines)
+    )
     assert state is not None
     assert state[1] == state[3] != state[2]
 

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+
 from cli.pages import PARAMETERS, RUN, page, sample
 from optwatch.cli.scrape import ScrapeError, parse
 from optwatch.cli.snapshot import RunView, Tracker

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+
 from cli.pages import page
 
 
@@ -38,7 +39,11 @@ def serving(body: bytes, code: int = 200) -> Iterator[str]:
 
 def optwatch(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "optwatch", *arguments], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "optwatch", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
 
 
@@ -55,7 +60,9 @@ def test_top_stops_when_its_reader_is_gone() -> None:
     """`optwatch top | head -1` ends, without a traceback."""
     with serving(page().encode()) as url:
         command = f"{sys.executable} -m optwatch top {url} --interval 0.1 | head -n 1"
-        result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=60)
+        result = subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, check=True, timeout=60
+        )
     assert result.stdout.startswith("step 100")
     assert result.stderr == ""
 

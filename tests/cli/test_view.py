@@ -4,11 +4,12 @@ import io
 import math
 
 import pytest
+from rich.console import Console
+
 from cli.pages import page
 from optwatch.cli.scrape import parse
 from optwatch.cli.snapshot import Snapshot, Tracker
 from optwatch.cli.view import count, curve, draw, line, number, percent, size
-from rich.console import Console
 
 
 def drawn(text: str, width: int = 100) -> str:
@@ -56,7 +57,12 @@ def test_a_plain_line_says_the_same() -> None:
     text = line(Tracker().update(parse(page(fp32=True).encode(), "test")))
     assert "\n" not in text
     assert "\x1b" not in text
-    for shown in ("step 100", "loss 3.50", "state 32.0 MB (asked for 8.19 MB, fp32 32.0 MB)", "NOT STORED AS ASKED"):
+    for shown in (
+        "step 100",
+        "loss 3.50",
+        "state 32.0 MB (asked for 8.19 MB, fp32 32.0 MB)",
+        "NOT STORED AS ASKED",
+    ):
         assert shown in text
 
 

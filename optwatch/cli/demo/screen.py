@@ -120,8 +120,10 @@ class _Story:
         """The closing lines."""
         lines = [
             f"Done: {count(run.step)} steps, loss {number(self._first_loss)} -> {number(run.loss)}.",
-            f"Optimizer state: {size(run.actual_bytes)}, asked for {size(run.expected_bytes)}; "
-            f"fp32 would take {size(run.fp32_bytes)}.",
+            (
+                f"Optimizer state: {size(run.actual_bytes)}, asked for {size(run.expected_bytes)}; "
+                f"fp32 would take {size(run.fp32_bytes)}."
+            ),
             f"Largest update error from quantisation: {percent(self._worst_update_error)}.",
             f"Watching took {percent(run.mean_overhead_ratio)} of the training time.",
         ]
