@@ -1,0 +1,145 @@
+"""The whole line: the demo trains, a real Prometheus scrapes the agent, and queries get what the catalogue promises."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import promql_parser
+import pytest
+
+from agent_process import agent
+from optwatch.metrics.catalogue import CATALOGUE
+from optwatch.metrics.spec import MetricSpec
+from prometheus_server import PrometheusServer
+from promql import selectors
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "deploy" / "prometheus" / "optwatch.rules.yml"
+BOARD = json.loads((ROOT / "dashboards" / "optimizer.json").read_text(encoding="utf-8"))
+
+#: What needs no GPU.
+SPECS = [spec for spec in CATALOGUE.values() if not spec.requires]
+SECONDS = 80  # the demo breaks its own state half-way
+DEMO = ("demo", "--device=cpu", f"--seconds={SECONDS}", "--inject=fp32-resume")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The boards of the node, one of them broken."""
+    path: Path = tmp_path_factory.mktemp("boards")
+    path.chmod(0o700)
+    (path / "broken-0.board").write_bytes(b"not a board")
+    return path
+
+
+@pytest.fixture(scope="module")
+def metrics_url(directory: Path) -> Iterator[str]:
+    """The address of the agent that watches the node."""
+    with agent(directory) as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def demo(directory: Path, metrics_url: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The demo, training until the tests are through."""
+    with (directory / "demo.log").open("wb") as log:
+        environment = {**os.environ, "OPTWATCH_DIR": str(directory)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "optwatch", *DEMO], stdout=log, stderr=log, env=environment
+        )
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    tmp_path_factory: pytest.TempPathFactory, metrics_url: str, demo: subprocess.Popen[bytes]
+) -> Iterator[PrometheusServer]:
+    """Prometheus with the project's rules; the demo has taken its first steps."""
+    with PrometheusServer(tmp_path_factory.mktemp("prometheus"), metrics_url, [RULES]) as server:
+        server.wait_for("optwatch_steps_total > 3", 90)
+        yield server
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.prometheus)
+def test_every_metric_answers(spec: MetricSpec, prometheus: PrometheusServer) -> None:
+    """Each metric that needs no GPU has series, with the labels of the catalogue, and values that make sense."""
+    for name in spec.samples:
+        series = prometheus.wait_for(name)
+        for one in series:
+            labels = set(one["metric"]) - {"__name__", "instance", "job", "le"}
+            assert labels <= set(spec.labels)
+            # An empty label is none to Prometheus; only facts may be unknown.
+            assert labels == set(spec.labels) or spec.instrument == "info"
+            value = float(one["value"][1])
+            assert math.isfinite(value)
+            assert value == 1 or spec.instrument != "info"
+            assert 0 <= value <= 1 or not spec.name.endswith("unchanged.ratio")
+
+
+def _targets() -> Iterator[tuple[str, str]]:
+    for panel in BOARD["panels"]:
+        for target in panel.get("targets", ()):
+            expr = target["expr"].replace("$__rate_interval", "20s").replace("$__range", "1m")
+            specs = [CATALOGUE.sample(found.name) for found in selectors(promql_parser.parse(expr))]
+            if not any(spec is not None and spec.requires for spec in specs):
+                yield panel["title"], expr
+
+
+TARGETS = list(_targets())
+NAMES = [f"{title} {number}" for number, (title, _) in enumerate(TARGETS)]
+
+
+@pytest.mark.parametrize(("panel", "expr"), TARGETS, ids=NAMES)
+def test_every_panel_shows_data(panel: str, expr: str, prometheus: PrometheusServer) -> None:
+    """Each expression of the dashboard that needs no GPU gives data for the chosen run."""
+    run = prometheus.query("optwatch_rank_up")[0]["metric"]["run_id"]
+    filled = expr.replace("$run", run).replace("$optimizer", ".+").replace("$group", ".+")
+    # A rate needs two samples; full statistics come every ten steps.
+    assert prometheus.wait_for(filled)
+
+
+def test_rules_are_healthy(prometheus: PrometheusServer) -> None:
+    """Prometheus evaluates every rule, and what is recorded for a running rank has values."""
+    prometheus.wait_for("run_rank_optimizer:optwatch_optimizer_state_bytes_per_parameter:ratio")
+    prometheus.wait_for("run_optimizer_group:optwatch_update_quantization_error_ratio:max")
+    assert set(prometheus.rules_health().values()) == {"ok"}
+
+
+def test_a_resume_that_promotes_state_is_caught(prometheus: PrometheusServer) -> None:
+    """Found and asked for part at the first step after the resume, and the alert begins to wait."""
+    asked = prometheus.value("sum(optwatch_optimizer_state_expected_bytes)")
+    prometheus.wait_for(
+        "sum(optwatch_optimizer_state_bytes) != sum(optwatch_optimizer_state_expected_bytes)", SECONDS
+    )
+    assert prometheus.value("sum(optwatch_optimizer_state_expected_bytes)") == asked
+    assert prometheus.value("sum(optwatch_optimizer_state_bytes)") > 3.5 * asked
+    assert {one["metric"]["dtype"] for one in prometheus.query("optwatch_optimizer_state_bytes > 0")} == {
+        "float32"
+    }
+    prometheus.wait_for('ALERTS{alertname="StateBytesUnexpected"}')
+    assert "StateBytesUnexpected" in prometheus.alerts()
+
+
+def test_a_killed_rank_keeps_its_last_values(
+    prometheus: PrometheusServer, demo: subprocess.Popen[bytes]
+) -> None:
+    """After SIGKILL: rank_up 0, lost, the last step still served, and the alert begins to wait."""
+    assert demo.poll() is None, "the demo ended before it could be killed"
+    step = prometheus.value("optwatch_step")
+    demo.send_signal(signal.SIGKILL)
+    demo.wait()
+    prometheus.wait_for("optwatch_rank_up == 0")
+    prometheus.wait_for('optwatch_run_state{state="lost"} == 1')
+    assert prometheus.value("optwatch_step") >= step
+    prometheus.wait_for('ALERTS{alertname="RankMissing"}')
