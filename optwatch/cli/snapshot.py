@@ -23,7 +23,7 @@ class SlotView:
 
     optimizer: str
     slot: str
-    dtypes: tuple[str, ...]  # of the codes and of their scales
+    dtypes: tuple[str, ...]  # of the codes and of their scales, by size
     actual_bytes: float  # found: the sum of the storages
     expected_bytes: float | None  # what the constructor asked for
     fp32_bytes: float | None  # what the slot would take in fp32
@@ -189,12 +189,19 @@ def _slots(page: Page, name: str) -> Iterable[SlotView]:
         yield SlotView(
             optimizer=optimizer,
             slot=slot,
-            dtypes=tuple(dict.fromkeys(labels["dtype"] for labels, value in found if value)),
+            dtypes=_dtypes(found),
             actual_bytes=sum(value for _, value in found),
             expected_bytes=page.total("optwatch.optimizer.state_expected", **of_slot),
             fp32_bytes=_fp32_bytes(slot, sum(value for _, value in found), parameters),
             error_ratio=_largest(page, "optwatch.quantization_error.ratio", **of_slot),
         )
+
+
+def _dtypes(found: Iterable[tuple[dict[str, str], float]]) -> tuple[str, ...]:
+    sizes = collections.Counter[str]()
+    for labels, value in found:
+        sizes[labels["dtype"]] += int(value)
+    return tuple(dtype for dtype, size in sizes.most_common() if size)
 
 
 def _fp32_bytes(slot: str, actual: float, parameters: float | None) -> float | None:

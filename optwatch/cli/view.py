@@ -16,6 +16,7 @@ from optwatch.cli.snapshot import DeviceView, GroupView, RunView, SlotView, Snap
 ABSENT = "–"  # not measured, or not measured yet: never shown as zero
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _RULED = box.Box("    \n    \n ── \n    \n ── \n ── \n    \n    \n")  # a rule below the head, no frame
+_SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _STALE_SECONDS = 30.0
 _STYLE_OF_STATE = {"running": "green", "finished": "cyan", "failed": "bold red", "lost": "bold red"}
 
@@ -165,13 +166,17 @@ def _state_row(name: str, slot: SlotView) -> tuple[str | Text, ...]:
     style = "" if slot.as_expected else "bold red"
     return (
         name,
-        Text(" + ".join(slot.dtypes), style),
+        Text(_stored_as(slot), style),
         Text(size(slot.actual_bytes), style),
         size(slot.expected_bytes),
         size(slot.fp32_bytes),
         _saved(slot.actual_bytes, slot.fp32_bytes),
         percent(slot.error_ratio),
     )
+
+
+def _stored_as(slot: SlotView) -> str:
+    return " + ".join(_SHORT.get(dtype, dtype) for dtype in slot.dtypes) or "nothing"
 
 
 def _saved(actual: float, fp32: float | None) -> str:
@@ -181,7 +186,7 @@ def _saved(actual: float, fp32: float | None) -> str:
 def _mismatch(run: RunView) -> RenderableType:
     """What is wrong where bytes found and bytes asked for differ."""
     wrong = ", ".join(
-        f"{slot.slot} takes {size(slot.actual_bytes)} as {' + '.join(slot.dtypes) or 'nothing'}, "
+        f"{slot.slot} takes {size(slot.actual_bytes)} as {_stored_as(slot)}, "
         f"{size(slot.expected_bytes)} were asked for"
         for slot in run.slots
         if not slot.as_expected

@@ -24,7 +24,7 @@ def test_the_view_shows_what_a_run_is_judged_by() -> None:
     text = drawn(page())
     for shown in (
         "demo-1", "running", "100", "3.50", "5.00 steps/s", "host 500 MB", "0.100 % of the time",
-        "int8 + bfloat16", "4.06 MB", "16.0 MB", "75 %", "h.0-1", "3.00 %", "http://127.0.0.1:9464/metrics",
+        "int8 + bf16", "4.06 MB", "16.0 MB", "75 %", "h.0-1", "3.00 %", "http://127.0.0.1:9464/metrics",
     ):  # fmt: skip
         assert shown in text, shown
     assert "not stored as asked for" not in text
@@ -33,7 +33,7 @@ def test_the_view_shows_what_a_run_is_judged_by() -> None:
 def test_promoted_state_is_called_out() -> None:
     """Where bytes found and asked for differ, a sentence says so with both figures."""
     text = " ".join(drawn(page(fp32=True), width=200).split())
-    assert "not stored as asked for: exp_avg takes 16.0 MB as float32, 4.06 MB were asked for" in text
+    assert "not stored as asked for: exp_avg takes 16.0 MB as fp32, 4.06 MB were asked for" in text
 
 
 def test_the_view_fits_eighty_columns() -> None:

@@ -58,7 +58,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """Print a line above the view."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, soft_wrap=not self._console.is_terminal)
 
     def summarise(self) -> None:
         """Print what happened."""
