@@ -116,8 +116,15 @@ def test_rules_are_healthy(prometheus: PrometheusServer) -> None:
     assert set(prometheus.rules_health().values()) == {"ok"}
 
 
+def test_a_healthy_run_raises_no_alert(prometheus: PrometheusServer) -> None:
+    """Nothing fires or waits, but for what the demo breaks itself half-way."""
+    assert set(prometheus.alerts()) <= {"StateBytesUnexpected"}
+
+
 def test_a_resume_that_promotes_state_is_caught(prometheus: PrometheusServer) -> None:
     """Found and asked for part at the first step after the resume, and the alert begins to wait."""
+    error = prometheus.value("max(optwatch_update_quantization_error_ratio)")
+    assert 0 < error < 0.25, "int8 state: some error, but none that harms"
     asked = prometheus.value("sum(optwatch_optimizer_state_expected_bytes)")
     prometheus.wait_for(
         "sum(optwatch_optimizer_state_bytes) != sum(optwatch_optimizer_state_expected_bytes)", SECONDS
