@@ -35,12 +35,12 @@ print(round(weights[0].item(), 3), [str(warning.message) for warning in caught])
 """
 
 
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the files under version control, and new ones that are not ignored."""
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A copy of the files under version control, and new ones that are not ignored. CMake keeps its findings in it."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    copy = tmp_path_factory.mktemp("sources")
+    copy = tmp_path / "sources"
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
