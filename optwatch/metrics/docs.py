@@ -28,8 +28,9 @@ read is absent, never zero; a formula that comes to 0/0 is absent too. Ages are 
 
 Over ranks, show the maximum and the mean of ratios; the sum of a norm over ranks that hold the same tensors means
 nothing. Formulas are taken over the sums of a group of tensors: of rows, tensors and work items, which merge by
-addition (`absmax` by maximum). Where a formula reads more than {cheap}, the value
-exists only for steps that took the full statistics (`every=`), and `optwatch_last_sample_timestamp_seconds` says when that was.
+addition (`absmax` by maximum). Where a formula reads more than {cheap}, the value exists
+only for steps that took the full statistics (`every=`), and `optwatch_last_sample_timestamp_seconds` says when that
+was.
 """
 
 _ROW = "| {} | {} | {} | {} | {} | {} |"
