@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from optwatch.optim import AdamW
 from tests.kernels.agreement import (
     LARGE,
     PATTERNS,
@@ -49,3 +50,17 @@ def test_threads_change_no_bit(threads: int) -> None:
         check_agreement("cpu", few_cases()[-1], (LARGE,), ("heavy tail",), steps=1)
     finally:
         torch.set_num_threads(before)
+
+
+def test_no_second_moment_is_ever_lost() -> None:
+    """A million largest elements of a block, each with a random number of its own: none wraps to the code for zero.
+
+    One that did would let its update explode, once in some hundred thousand.
+    """
+    param = torch.nn.Parameter(torch.zeros(1 << 22))
+    optimizer = AdamW([param], state="int8", backend="cpu")
+    gen = torch.Generator().manual_seed(0)
+    for _ in range(64):
+        param.grad = 1e-6 * torch.randn(len(param), generator=gen)
+        optimizer.step()
+        assert optimizer.state[param]["exp_avg_sq"].all()
