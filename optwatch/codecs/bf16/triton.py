@@ -23,12 +23,13 @@ def store(
     x, values, unused, start, left, key0, key1, TILE: tl.constexpr, MASKED: tl.constexpr, FULL: tl.constexpr,
     MATH: tl.constexpr,
 ):  # fmt: skip
-    """Round to nearest even; returns the rounded values and which finite ones were cut off."""
+    """Round to nearest even; returns the rounded values, which are lost to zero, and which are cut off."""
     magnitude = tl.abs(x)
     beyond = (magnitude > LARGEST) & (magnitude < INFINITY)
     stored = to_type(tl.where(beyond, tl.where(x < 0, -LARGEST, LARGEST), x), tl.bfloat16, MATH)
     store_tile(values, start, left, stored, tl.bfloat16, TILE, MASKED)
-    return stored.to(tl.float32), beyond.to(tl.int32)
+    stored = stored.to(tl.float32)
+    return stored, (x != 0.0) & (stored == 0.0), beyond
 
 
 @triton.jit
@@ -36,12 +37,13 @@ def store_stochastic(
     v, values, unused, start, left, key0, key1, TILE: tl.constexpr, MASKED: tl.constexpr, FULL: tl.constexpr,
     MATH: tl.constexpr,
 ):  # fmt: skip
-    """Round non-negative values stochastically; returns the rounded values and which finite ones were cut off."""
+    """Round non-negative values stochastically; returns the same as :func:`store`."""
     finite = v < INFINITY
     rounded = as_float((as_bits(v) + random16(start, key0, key1, TILE)) & -65536)
     rounded = tl.where(finite, tl.minimum(rounded, LARGEST), v).to(tl.bfloat16)
     store_tile(values, start, left, rounded, tl.bfloat16, TILE, MASKED)
-    return rounded.to(tl.float32), (finite & (v > LARGEST)).to(tl.int32)
+    rounded = rounded.to(tl.float32)
+    return rounded, (v != 0.0) & (rounded == 0.0), finite & (v > LARGEST)
 
 
 #: The functions ``(load, store)`` for each kind of slot.

@@ -20,9 +20,10 @@ def store(
     x, values, unused, start, left, key0, key1, TILE: tl.constexpr, MASKED: tl.constexpr, FULL: tl.constexpr,
     MATH: tl.constexpr,
 ):  # fmt: skip
-    """Write a tile; returns it. Nothing is ever cut off."""
+    """Write a tile; returns it. Nothing is ever lost or cut off."""
     store_tile(values, start, left, x, tl.float32, TILE, MASKED)
-    return x, tl.zeros([TILE], tl.int32)
+    never = tl.zeros([TILE], tl.int1)
+    return x, never, never
 
 
 #: The functions ``(load, store)`` for each kind of slot.

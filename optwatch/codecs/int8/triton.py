@@ -14,6 +14,7 @@ from optwatch.kernels.triton.functions import (
     copy_sign,
     fast_exp2,
     fast_log2,
+    fast_reciprocal,
     floor_fma,
     load_tile,
     per_element,
@@ -45,7 +46,7 @@ def load_cubic(codes, scale, start, left, TILE: tl.constexpr, MASKED: tl.constex
     """Decode a tile: (code / 127)**3 * scale."""
     code = load_tile(codes, start, left, tl.int8, TILE, MASKED).to(tl.float32)
     blocks = tl.cdiv(left, CUBIC)
-    factor = load_tile(scale, start // CUBIC, blocks, tl.bfloat16, TILE // CUBIC, True).to(tl.float32) * UNIT
+    factor = load_tile(scale, start // CUBIC, blocks, tl.bfloat16, TILE // CUBIC, MASKED).to(tl.float32) * UNIT
     return code * code * code * per_element(factor, CUBIC)
 
 
@@ -54,7 +55,7 @@ def store_cubic(
     x, codes, scale, start, left, key0, key1, TILE: tl.constexpr, MASKED: tl.constexpr, FULL: tl.constexpr,
     MATH: tl.constexpr,
 ):  # fmt: skip
-    """Encode a tile; returns what will be decoded and the number of elements cut off, 0 or 1 each, if ``FULL``."""
+    """Encode a tile; if ``FULL``, returns what will be decoded, what is lost to zero, and what is cut off."""
     magnitude = tl.abs(x)
     largest = block_max(magnitude, CUBIC, MATH)
     kept = (largest >= SMALLEST) & (largest < INFINITY)
@@ -68,34 +69,52 @@ def store_cubic(
     store_tile(codes, start, left, as_bits(integer).to(tl.int8), tl.int8, TILE, MASKED)
     value = tl.where(largest < SMALLEST, 0.0, tl.where(kept, rounded, NAN))
     blocks = tl.cdiv(left, CUBIC)
-    store_tile(scale, start // CUBIC, blocks, value.to(tl.bfloat16), tl.bfloat16, TILE // CUBIC, True)
+    store_tile(scale, start // CUBIC, blocks, value.to(tl.bfloat16), tl.bfloat16, TILE // CUBIC, MASKED)
     if FULL:
         code = integer - ROUND
         stored = code * code * code * per_element(value * UNIT, CUBIC)
         limit = tl.where(kept, rounded, INFINITY)
-        return stored, (magnitude > per_element(limit, CUBIC)).to(tl.int32)
+        return stored, (x != 0.0) & (stored == 0.0), magnitude > per_element(limit, CUBIC)
     else:
-        return x, tl.zeros([TILE], tl.int32)
+        return x, tl.zeros([TILE], tl.int1), tl.zeros([TILE], tl.int1)
 
 
 @triton.jit
 def load_log(codes, grid, start, left, TILE: tl.constexpr, MASKED: tl.constexpr, MATH: tl.constexpr):
     """Decode a tile: lowest * 2**((code - 1) * step), and 0 for code 0."""
     code = load_tile(codes, start, left, tl.uint8, TILE, MASKED).to(tl.float32)
-    blocks = tl.cdiv(left, LOG)
-    columns = grid.to(tl.pointer_type(tl.float32)) + start // (LOG // 2) + tl.arange(0, TILE // LOG) * 2
-    there = tl.arange(0, TILE // LOG) < blocks
-    lowest = tl.load(columns, mask=there, other=0.0)
-    step = tl.load(columns + 1, mask=there, other=0.0)
-    return decode_log(code, lowest, step, MATH)
-
-
-@triton.jit
-def decode_log(code, lowest, step, MATH: tl.constexpr):
-    """Values of fp32 ``code``, given the block's ``lowest`` and ``step``."""
+    lowest, step = load_grid(grid, start, left, TILE, MASKED)
     wide = per_element(step, LOG)
     value = per_element(lowest, LOG) * fast_exp2(tl.fma(code, wide, -wide), MATH)
     return tl.where(code == 0.0, 0.0, value)
+
+
+@triton.jit
+def load_grid(grid, start, left, TILE: tl.constexpr, MASKED: tl.constexpr):
+    """(lowest, step) of each block of a tile; both at once where the alignment of a full tile is known."""
+    index = tl.arange(0, TILE // LOG)
+    if MASKED:
+        where = grid.to(tl.pointer_type(tl.float32)) + start // LOG * 2 + index * 2
+        there = index < tl.cdiv(left, LOG)
+        return tl.load(where, mask=there, other=0.0), tl.load(where + 1, mask=there, other=0.0)
+    else:
+        pair = tl.load(grid.to(tl.pointer_type(tl.uint64)) + start // LOG + index)
+        return as_float(pair.to(tl.uint32)), as_float((pair >> 32).to(tl.uint32))
+
+
+@triton.jit
+def store_grid(grid, start, left, lowest, step, TILE: tl.constexpr, MASKED: tl.constexpr):
+    """Write (lowest, step) of each block of a tile."""
+    index = tl.arange(0, TILE // LOG)
+    if MASKED:
+        where = grid.to(tl.pointer_type(tl.float32)) + start // LOG * 2 + index * 2
+        there = index < tl.cdiv(left, LOG)
+        tl.store(where, lowest, mask=there)
+        tl.store(where + 1, step, mask=there)
+    else:
+        upper = step.to(tl.uint32, bitcast=True).to(tl.uint64) << 32
+        pair = upper | lowest.to(tl.uint32, bitcast=True).to(tl.uint64)
+        tl.store(grid.to(tl.pointer_type(tl.uint64)) + start // LOG + index, pair)
 
 
 @triton.jit
@@ -103,10 +122,10 @@ def store_log(
     v, codes, grid, start, left, key0, key1, TILE: tl.constexpr, MASKED: tl.constexpr, FULL: tl.constexpr,
     MATH: tl.constexpr,
 ):  # fmt: skip
-    """Encode a tile, rounding stochastically; returns what will be decoded. Nothing is ever cut off."""
+    """Encode a tile, rounding stochastically; returns what will be decoded. Nothing is ever lost or cut off."""
     largest = block_max(v, LOG, MATH)
     # Zero minus one is the largest unsigned number: the smallest non-zero element in two instructions.
-    smallest = as_float(block_min(v.to(tl.uint32, bitcast=True) - 1, LOG).to(tl.int32, bitcast=True) + 1)
+    smallest = as_float(block_min(v.to(tl.uint32, bitcast=True) - 1, LOG) + 1)
     finite = largest < INFINITY
     kept = finite & (largest > 0.0)
     highest = tl.maximum(tl.where(kept, largest, 1.0), SMALLEST)
@@ -114,36 +133,41 @@ def store_log(
     inverse = reciprocal(lowest, MATH)
     step = tl.maximum(fast_log2(highest * inverse, MATH) * (1 / 254), SMALLEST_STEP)
 
-    # position = log2(v / lowest) / step, of [0, 254): as a fraction of 254, so that clamping it is free.
+    # position = log2(v / lowest) / step, of [0, 254): as a fraction of 254, so that clamping it is free. A factor of
+    # zero puts all elements of a block that is not finite, NaN and infinity too, on the lowest code.
+    factor = tl.where(finite, fast_reciprocal(step, MATH) * (1 / 254), 0.0)
     fraction = fast_log2(v * per_element(inverse, LOG), MATH)
-    fraction = unit_product(fraction, per_element((1 / 254) / step, LOG), MATH)
-    below = floor_fma(fraction, BELOW_254, INTEGERS, MATH)
-    f = tl.fma(fraction, BELOW_254, INTEGERS - below)
+    fraction = unit_product(fraction, per_element(factor, LOG), MATH)
+    below = floor_fma(fraction, BELOW_254, INTEGERS + 1, MATH)
+    f = tl.fma(fraction, BELOW_254, INTEGERS + 1 - below)
 
     # Up with probability p = (2**(f*step) - 1) / (2**step - 1), here its Taylor polynomial in f*z, z = step*ln(2) of
     # [0, 0.35]: three instructions, within 1.3e-4 and exact at both ends.
     z = step * LN2
     a2 = z * 0.5
     a3 = z * z * (1 / 6)
-    a1 = 65536 / (1 + a2 + a3)
+    a1 = 65536 * fast_reciprocal(1 + a2 + a3, MATH)
     p = tl.fma(f, per_element(a1 * a3, LOG), per_element(a1 * a2, LOG))
     p = tl.fma(f, p, per_element(a1, LOG))
     p = tl.fma(f, p, INTEGERS)  # 2**23 + 65536 * p, rounded to an integer
     up = as_float(random16(start, key0, key1, TILE) | INTEGERS_BITS) < p
-    code = as_bits(below) + tl.where(up, 2, 1)
-    code = tl.where(per_element(finite, LOG), tl.where(v == 0.0, 0, code), 1)
+    code = as_bits(below)
+    code = tl.where(up, code + 1, code)
+    zero = tl.where(finite, 0.0, -1.0)  # the value that takes code 0, which a block of NaN must not have
+    code = tl.where(v == per_element(zero, LOG), 0, code)
 
     store_tile(codes, start, left, code.to(tl.uint8), tl.uint8, TILE, MASKED)
     lowest = tl.where(kept, lowest, tl.where(finite, 0.0, NAN))
     step = tl.where(kept, step, tl.where(finite, 0.0, NAN))
-    columns = grid.to(tl.pointer_type(tl.float32)) + start // (LOG // 2) + tl.arange(0, TILE // LOG) * 2
-    there = tl.arange(0, TILE // LOG) < tl.cdiv(left, LOG)
-    tl.store(columns, lowest, mask=there)
-    tl.store(columns + 1, step, mask=there)
+    store_grid(grid, start, left, lowest, step, TILE, MASKED)
+    never = tl.zeros([TILE], tl.int1)
     if FULL:
-        return decode_log((code & 255).to(tl.float32), lowest, step, MATH), tl.zeros([TILE], tl.int32)
+        # The bits of a code are those of 2**23 + code; code 0 becomes -2**23, which the exponential takes to zero.
+        wide = per_element(step, LOG)
+        exponent = tl.fma(as_float(code) - INTEGERS, wide, -wide)
+        return per_element(lowest, LOG) * fast_exp2(exponent, MATH), never, never
     else:
-        return v, tl.zeros([TILE], tl.int32)
+        return v, never, never
 
 
 #: The functions ``(load, store)`` for each kind of slot.

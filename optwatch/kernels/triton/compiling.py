@@ -17,6 +17,7 @@ from optwatch.kernels.plan import PlanSpec
 from optwatch.kernels.triton import functions
 from optwatch.kernels.triton.step import step
 
+MATHEMATICS = {"cuda": functions.PTX, "hip": functions.GENERIC, "interpreter": functions.INTERPRETED}
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
 
 
@@ -24,15 +25,26 @@ TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
 class Shape:
     """How a kernel cuts its work: the plan's parameters of speed, without influence on weights and codes."""
 
-    item: int = 1 << 14  # elements of a program
-    tile: int = 2048  # elements worked on at once
-    levels: int = 4  # log2 of the neighbouring elements of a thread
-    warps: int = 4
+    item: int  # elements of a program
+    tile: int  # elements worked on at once; a multiple of every block
+    levels: int  # log2 of the neighbouring elements that a thread loads at once
+    warps: int
 
 
-DEVICE_SHAPE = Shape()
 #: The interpreter pays for each operation, however large the tile.
-INTERPRETER_SHAPE = Shape(tile=1 << 14, levels=0)
+INTERPRETER_SHAPE = Shape(item=1 << 14, tile=1 << 14, levels=0, warps=1)
+
+
+def device_shape(spec: PlanSpec) -> Shape:
+    """The shape for a GPU.
+
+    A thread has eight elements: sixteen would share what is computed once a block among more of them, but need twice
+    the registers and so halve the number of threads that hide each other's waiting. Loads are as wide as the
+    narrowest type allows, up to 16 bytes; a thread that sums other neighbours than it loads would exchange them.
+    """
+    types = [spec.param_dtype, spec.grad_dtype, *(codec.buffers[0].dtype for codec in spec.codecs)]
+    widest = max(16 // dtype.itemsize for dtype in types)
+    return Shape(item=1 << 14, tile=1024, levels=min(widest, 8).bit_length() - 1, warps=4)
 
 
 def functions_of(package: str) -> Any:
@@ -74,9 +86,10 @@ def constants(spec: PlanSpec, shape: Shape, full: bool, math: int) -> dict[str, 
     }
 
 
-def compile_step(spec: PlanSpec, target: GPUTarget, full: bool, shape: Shape = DEVICE_SHAPE) -> Any:
+def compile_step(spec: PlanSpec, target: GPUTarget, full: bool) -> Any:
     """The step kernel compiled for ``target``, which need not be there. The result's ``asm`` holds the machine code."""
-    math = (functions.PTX if target.backend == "cuda" else functions.GENERIC).value
+    shape = device_shape(spec)
+    math = MATHEMATICS[target.backend].value
     rule, slots = step_functions(spec)
     types = {"table": "*i64", "grads": "*i64", "scalars": "*fp32", "keys": "*u32", "items": "*i32", "partials": "*fp32",
              "count": "i32"}  # fmt: skip
@@ -91,9 +104,15 @@ def compile_step(spec: PlanSpec, target: GPUTarget, full: bool, shape: Shape = D
     constexprs: dict[Any, Any] = {(at, i): function for i, function in enumerate(rule)}
     constexprs |= {(at + 1, s, i): function for s, slot in enumerate(slots) for i, function in enumerate(slot)}
     source = ASTSource(step, signature, constexprs | fixed, {(i,): [["tt.divisibility", 16]] for i in range(6)})
-    return triton.compile(source, target=target, options=options(shape))
+    return triton.compile(source, target=target, options=options(shape, full, target.backend))
 
 
-def options(shape: Shape) -> dict[str, Any]:
-    """The compiler's options. Fusion is explicit in the kernels, so that weights do not depend on what else is summed."""
-    return {"num_warps": shape.warps, "enable_fp_fusion": False}
+def options(shape: Shape, full: bool, backend: str) -> dict[str, Any]:
+    """The compiler's options.
+
+    Fusion is explicit in the kernels, so that weights and codes do not depend on what else is summed. The kernel of
+    every step may use 128 registers, so that four programs fit a multiprocessor; the other one, taken now and then,
+    would spill.
+    """
+    limit = {"maxnreg": 128} if backend == "cuda" and not full else {}
+    return {"num_warps": shape.warps, "enable_fp_fusion": False, **limit}

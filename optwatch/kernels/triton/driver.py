@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from optwatch.kernels.plan import Keys, PlanSpec, PlanTensor, Scalars
-from optwatch.kernels.triton import compiling, functions
+from optwatch.kernels.triton import compiling
 from optwatch.kernels.triton.step import CHEAP, SLOT_COLUMNS, fold, step
 
 #: Whether this process runs kernels in Triton's interpreter, which was decided when the kernels were defined.
@@ -28,7 +28,7 @@ class TritonPlan:
         self.spec = spec
         self.tensors = tuple(tensors)  # keeps alive what the table points to
         self.device = tensors[0].param.device
-        shape = compiling.INTERPRETER_SHAPE if INTERPRETED else compiling.DEVICE_SHAPE
+        shape = compiling.INTERPRETER_SHAPE if INTERPRETED else compiling.device_shape(spec)
         lengths = np.array([tensor.param.numel() for tensor in tensors], np.int64)
         per_tensor = -(-lengths // shape.item)
         starts = np.concatenate([[0], np.cumsum(per_tensor)])
@@ -48,10 +48,11 @@ class TritonPlan:
             for full in (False, True)
         }
         self.partials = torch.empty(spec.columns * self.count, device=self.device)
-        self.math = _mathematics()
+        backend = "interpreter" if INTERPRETED else "hip" if torch.version.hip else "cuda"
+        self.math = compiling.MATHEMATICS[backend].value
         self.functions = compiling.step_functions(spec)
         self.constants = {
-            full: compiling.constants(spec, shape, full, self.math) | compiling.options(shape)
+            full: compiling.constants(spec, shape, full, self.math) | compiling.options(shape, full, backend)
             for full in (False, True)
         }
 
@@ -71,6 +72,7 @@ class TritonPlan:
             )  # fmt: skip
             fold[(len(self.tensors), fields)](
                 self.partials, addresses, self.starts, rows, self.count, self.spec.columns, CHUNK=FOLD_CHUNK, MATH=self.math,
+                enable_fp_fusion=False,
             )
         return rows
 
@@ -103,12 +105,6 @@ class _Inputs:
         key_part.view(np.uint32)[:] = keys.reshape(-1)
         self.buffer.copy_(host, non_blocking=True)
         return self.views
-
-
-def _mathematics() -> int:
-    if INTERPRETED:
-        return functions.INTERPRETED.value
-    return functions.GENERIC.value if torch.version.hip else functions.PTX.value
 
 
 def _table(spec: PlanSpec, tensors: Sequence[PlanTensor]) -> NDArray[np.int64]:

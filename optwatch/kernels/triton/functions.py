@@ -57,11 +57,9 @@ def fast_reciprocal(x, MATH: tl.constexpr):
 
 @triton.jit
 def reciprocal(x, MATH: tl.constexpr):
-    """1/x with subnormal results kept, for numbers of which there is one a block."""
-    if MATH == PTX:
-        return tl.inline_asm_elementwise("rcp.approx.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
-    else:
-        return 1.0 / x
+    """1/x for normal x, with subnormal results kept."""
+    factor = tl.where(x > 1.0, 2.0**-64, 1.0)
+    return fast_reciprocal(x * factor, MATH) * factor
 
 
 @triton.jit

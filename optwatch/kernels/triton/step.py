@@ -24,22 +24,34 @@ INFINITY = tl.constexpr(float("inf"))
 
 
 @triton.jit
-def add_products(total, a, b, LEVELS: tl.constexpr):
-    """``total[i]`` plus the sum of a*b over the i-th ``2**LEVELS`` neighbours, which one thread holds."""
-    lefts = (a,)
-    rights = (b,)
+def split_lanes(x, LEVELS: tl.constexpr):
+    """A tile as ``2**LEVELS`` tensors: the i-th elements of all those neighbours that one thread holds."""
+    parts = (x,)
     for level in tl.static_range(LEVELS):
-        more_lefts = ()
-        more_rights = ()
+        finer = ()
         for i in tl.static_range(2**level):
-            x, y = tl.split(tl.reshape(lefts[i], [lefts[i].shape[0] // 2, 2]))
-            more_lefts = more_lefts + (x, y)
-            x, y = tl.split(tl.reshape(rights[i], [rights[i].shape[0] // 2, 2]))
-            more_rights = more_rights + (x, y)
-        lefts = more_lefts
-        rights = more_rights
+            even, odd = tl.split(tl.reshape(parts[i], [parts[i].shape[0] // 2, 2]))
+            finer = finer + (even, odd)
+        parts = finer
+    return parts
+
+
+@triton.jit
+def add_products(total, a, b, LEVELS: tl.constexpr):
+    """``total[i]`` plus the sum of a*b over the i-th ``2**LEVELS`` neighbours, one instruction for each."""
+    lefts = split_lanes(a, LEVELS)
+    rights = split_lanes(b, LEVELS)
     for i in tl.static_range(2**LEVELS):
         total = tl.fma(lefts[i], rights[i], total)
+    return total
+
+
+@triton.jit
+def add_count(total, condition, LEVELS: tl.constexpr):
+    """``total[i]`` plus the number of true ones among the i-th ``2**LEVELS`` neighbours; fp32 counts up to 2**24."""
+    parts = split_lanes(condition, LEVELS)
+    for i in tl.static_range(2**LEVELS):
+        total = tl.where(parts[i], total + 1.0, total)
     return total
 
 
@@ -77,19 +89,16 @@ def step_tile(
     new = to_type(RULE[2](w, u, h, MATH), PARAM, MATH)
     store_tile(param, start, left, new, PARAM, TILE, MASKED)
 
-    grad_sq = add_products(sums[0], g, g, LEVELS)
-    nonfinite = add_values(sums[1], (~(tl.abs(g) < INFINITY)).to(tl.int32), LEVELS)
-    update_sq = add_products(sums[2], u, u, LEVELS)
+    added = (add_products(sums[0], g, g, LEVELS), add_products(sums[1], u, u, LEVELS))
     stored = ()
-    beyond = ()
+    marks = ()
     for s in tl.static_range(len(SLOTS)):
-        y, cut = SLOTS[s][1](
+        y, lost, cut = SLOTS[s][1](
             exact[s], row[1 + 2 * s], row[2 + 2 * s], start, left, keys[2 * s], keys[2 * s + 1],
             TILE, MASKED, FULL, MATH,
         )  # fmt: skip
         stored = stored + (y,)
-        beyond = beyond + (cut,)
-    added = (grad_sq, nonfinite, update_sq)
+        marks = marks + (lost, cut)
     if FULL:
         error = RULE[1](stored, g, h, MATH) - u
         new = new.to(tl.float32)
@@ -99,41 +108,52 @@ def step_tile(
             error = tl.where(there, error, 0.0)
             same = same & there
         added = added + (
-            add_products(sums[3], error, error, LEVELS),
-            add_products(sums[4], new, new, LEVELS),
-            add_products(sums[5], exact[0], g, LEVELS),
-            add_values(sums[6], same.to(tl.int32), LEVELS),
+            add_products(sums[2], error, error, LEVELS),
+            add_products(sums[3], new, new, LEVELS),
+            add_products(sums[4], exact[0], g, LEVELS),
+            add_count(sums[5], same, LEVELS),
         )
         for s in tl.static_range(len(SLOTS)):
             added = added + slot_sums(
-                sums, TENSOR + PER_SLOT * s, exact[s], stored[s], beyond[s], SECOND >> s & 1, LEVELS, MATH
-            )
+                sums, TENSOR - 1 + PER_SLOT * s, exact[s], stored[s], marks[2 * s], marks[2 * s + 1],
+                SECOND >> s & 1, LEVELS, MATH,
+            )  # fmt: skip
     return added
 
 
 @triton.jit
 def slot_sums(
-    sums, at: tl.constexpr, x, y, beyond, SECOND: tl.constexpr, LEVELS: tl.constexpr, MATH: tl.constexpr
+    sums, at: tl.constexpr, x, y, lost, cut, SECOND: tl.constexpr, LEVELS: tl.constexpr, MATH: tl.constexpr
 ):  # fmt: skip
-    """The fields of one slot, from field ``at`` of ``sums`` on."""
+    """The fields of a slot with exact values ``x`` that are kept as ``y``, from field ``at`` of ``sums`` on."""
+    total = add_values(sums[at + 2], x, LEVELS)
     if SECOND:
         error = fast_sqrt(x, MATH) - fast_sqrt(y, MATH)
-        exact_sq = add_values(sums[at + 1], x, LEVELS)
+        exact_sq = total
     else:
         error = x - y
         exact_sq = add_products(sums[at + 1], x, x, LEVELS)
-    underflow = ((x != 0.0) & (y == 0.0)).to(tl.int32)
     return (
         add_products(sums[at], error, error, LEVELS),
         exact_sq,
-        add_values(sums[at + 2], x, LEVELS),
+        total,
         add_maximum(sums[at + 3], tl.abs(x), LEVELS, MATH),
-        add_values(sums[at + 4], underflow, LEVELS),
-        add_values(sums[at + 5], beyond, LEVELS),
+        add_count(sums[at + 4], lost, LEVELS),
+        add_count(sums[at + 5], cut, LEVELS),
     )
 
 
 @triton.jit
+def count_nonfinite(grad, first, length, TYPE: tl.constexpr, TILE: tl.constexpr):
+    """How many of ``length`` gradient elements from ``first`` on are NaN or infinite, as fp32."""
+    count = tl.zeros([TILE], tl.float32)
+    for at in range(0, length, TILE):
+        g = load_tile(grad, first + at, length - at, TYPE, TILE, True).to(tl.float32)
+        count = tl.where(tl.abs(g) < INFINITY, count, count + 1.0)
+    return tl.sum(count, 0)
+
+
+@triton.jit(do_not_specialize=["count"])
 def step(
     table,  # int64 [tensors, FIXED + SLOT_COLUMNS * slots]: addresses and lengths
     grads,  # int64 [tensors]: addresses of the gradients, 0 where there is none
@@ -188,28 +208,33 @@ def step(
                 TILE, LEVELS, True, FULL, MATH,
             )  # fmt: skip
 
-        for field in tl.static_range(len(sums)):
-            if field > TENSOR and (field - TENSOR) % PER_SLOT == ABSMAX:
-                total = row_max(sums[field], 0, MATH)
+        out = partials + item
+        stride = count.to(tl.int64)
+        grad_sq = tl.sum(sums[0], 0)
+        # Counting costs more than the sum, and only where the sum is not finite is there anything to count.
+        nonfinite = 0.0
+        if not (grad_sq < INFINITY):
+            nonfinite = count_nonfinite(grad, first, length, GRAD, TILE)
+        tl.store(out, grad_sq)
+        tl.store(out + stride, nonfinite)
+        for i in tl.static_range(1, len(sums)):
+            if i >= TENSOR and (i - (TENSOR - 1)) % PER_SLOT == ABSMAX:
+                total = row_max(sums[i], 0, MATH)
             else:
-                total = tl.sum(sums[field], 0)
-            tl.store(partials + field * count.to(tl.int64) + item, total.to(tl.float32))
+                total = tl.sum(sums[i], 0)
+            tl.store(out + (i + 1) * stride, total)
 
 
 @triton.jit
 def no_sums(slots: tl.constexpr, LENGTH: tl.constexpr, FULL: tl.constexpr):
-    """Sums of nothing: floats and, for the fields that count, integers."""
-    zero = tl.zeros([LENGTH], tl.float32)
-    none = tl.zeros([LENGTH], tl.int32)
-    sums = (zero, none, zero)
+    """Sums of nothing, for all fields but the number of non-finite gradients."""
+    sums = (tl.zeros([LENGTH], tl.float32),) * (CHEAP - 1)
     if FULL:
-        sums = sums + (zero, zero, zero, none)
-        for _ in tl.static_range(slots):
-            sums = sums + (zero, zero, zero, zero, none, none)
+        sums = (sums[0],) * (TENSOR - 1 + PER_SLOT * slots)
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "columns"])
 def fold(
     partials,  # fp32 [fields, count]
     grads,  # int64 [tensors]
