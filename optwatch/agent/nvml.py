@@ -16,8 +16,6 @@ from optwatch.exporters.base import Point
 log = logging.getLogger("optwatch.agent")
 
 _LIBRARY = "libnvidia-ml.so.1"
-_INTERVAL = 2.0
-_CALL_SECONDS = 2.0  # a healthy driver answers in milliseconds
 _START_SECONDS = 20.0  # without persistence mode the first call loads the driver
 _LONGEST_RETRY = 60.0
 
@@ -106,21 +104,21 @@ class _Device:
     facts: dict[str, str]
     handle: Any
     watchdog: Watchdog
-    up: bool = True
+    delay: float  # until the next try, after a failure
+    up: bool | None = None  # None before the first sample
     retry_at: float = 0.0
-    delay: float = _INTERVAL
     unsupported: set[str] = field(default_factory=set)
     readings: list[_Reading] = field(default_factory=list)
 
 
 class NvmlSampler:
-    """Samples all devices every two seconds, from a thread of its own.
+    """Samples all devices every ``interval`` seconds, from a thread of its own.
 
     Without the driver's library there are no families and one line in the log. ``errors`` counts calls that failed or
     did not return in time.
     """
 
-    def __init__(self, interval: float = _INTERVAL, limit: float = _CALL_SECONDS) -> None:
+    def __init__(self, interval: float, limit: float) -> None:
         self.errors = 0
         self._interval, self._limit = interval, limit
         self._nvml: Any = None
@@ -138,6 +136,8 @@ class NvmlSampler:
     def points(self) -> Iterator[tuple[str, Point]]:
         """Metric name and point of each value of the newest sample."""
         for device in self._devices:
+            if device.up is None:
+                continue
             gpu = {"gpu": device.uuid}
             yield "optwatch.device_up", Point(gpu, float(device.up))
             yield "optwatch.device", Point({**gpu, **device.facts}, 1.0)
@@ -182,7 +182,8 @@ class NvmlSampler:
                 for name, one in ((str(index), handle), *_slices(pynvml, index, handle)):
                     facts = {"index": name, "model": _text(pynvml.nvmlDeviceGetName(one)), "driver": driver}
                     uuid = _text(pynvml.nvmlDeviceGetUUID(one))
-                    devices.append(_Device(uuid, facts, one, Watchdog(f"nvml-{name}", self._limit)))
+                    watchdog = Watchdog(f"nvml-{name}", self._limit)
+                    devices.append(_Device(uuid, facts, one, watchdog, self._interval))
             except pynvml.NVMLError as error:  # one lost device must not hide the others
                 self.errors += 1
                 log.warning("device %d cannot be opened: %s", index, error)
@@ -194,7 +195,7 @@ class NvmlSampler:
         try:
             device.readings = device.watchdog.call(lambda: self._read(device))
         except (HungError, _LostError) as error:
-            if device.up:
+            if device.up is not False:
                 log.warning("device %s: %s", device.uuid, error)
             self.errors += 1
             device.up, device.readings = False, []
@@ -205,7 +206,7 @@ class NvmlSampler:
 
     def _read(self, device: _Device) -> list[_Reading]:
         nvml = self._nvml
-        if not device.up:
+        if device.up is False:
             device.handle = self._again(device)
         readings: list[_Reading] = []
         for name, probe in _PROBES.items():

@@ -15,7 +15,6 @@ from typing import Any, TypeAlias
 
 log = logging.getLogger("optwatch.agent")
 
-DEFAULT_PORT = 9464
 _NEXT_PORTS = 16  # tried in order before any free one
 _REQUEST_BYTES = 16 << 10  # request line and headers together
 _REQUEST_SECONDS = 5.0  # for the whole request, so that a byte at a time gains nothing

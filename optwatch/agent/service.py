@@ -14,46 +14,25 @@ from optwatch.agent.boards import Boards
 from optwatch.agent.collect import Collector
 from optwatch.agent.election import Election
 from optwatch.agent.nvml import NvmlSampler
-from optwatch.agent.server import DEFAULT_PORT, Response, Server
+from optwatch.agent.server import Response, Server
+from optwatch.agent.settings import Settings
 from optwatch.board import board_directory, secure_directory
 from optwatch.exporters.base import Snapshot
 from optwatch.exporters.prometheus import PrometheusExporter
 
 log = logging.getLogger("optwatch.agent")
 
-DEFAULT_INTERVAL = 0.5  # twice a second: a live view looks live, and a board's rings hold many seconds more
-DEFAULT_GRACE = 300.0
-DEFAULT_SERIES = 300
-
 _WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
 
 
 class Agent:
-    """One agent of one directory; `serve` is the usual way to run one.
+    """One agent of one directory; `serve` is the usual way to run one."""
 
-    Args:
-        directory: where the boards are.
-        host: address to bind to.
-        port: first port to try; the next ones and then any free one follow.
-        interval: seconds between two polls of the boards.
-        grace: seconds for which the last values of a rank that ended are served.
-        series_cap: series of one rank at most; what is beyond is counted.
-    """
-
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        host: str = "127.0.0.1",
-        port: int = DEFAULT_PORT,
-        interval: float = DEFAULT_INTERVAL,
-        grace: float = DEFAULT_GRACE,
-        series_cap: int = DEFAULT_SERIES,
-    ) -> None:
-        self._directory, self._host, self._port, self._interval = directory, host, port, interval
-        self._boards = Boards(directory, grace)
-        self._nvml = NvmlSampler()
-        self._collector = Collector(self._boards, self._nvml, series_cap)
+    def __init__(self, directory: Path, settings: Settings) -> None:
+        self._directory, self._settings = directory, settings
+        self._boards = Boards(directory, settings.grace)
+        self._nvml = NvmlSampler(settings.device_interval, settings.device_limit)
+        self._collector = Collector(self._boards, self._nvml, settings.series)
         self._prometheus = PrometheusExporter()
         self._guard = threading.Lock()  # of the boards and of all that is made from them
         self._snapshot: Snapshot | None = None  # of the newest poll, made when first asked for
@@ -65,20 +44,21 @@ class Agent:
         """Read the boards, bind and publish the address, which is returned. Raises OSError if no port is free."""
         self._poll()
         pages = {"/metrics": self._metrics, "/healthz": self._healthy, "/-/ready": self._ready}
-        self._server = Server.on_free_port(self._host, self._port, pages)
+        self._server = Server.on_free_port(self._settings.host, self._settings.port, pages)
         self._server.start()
-        host = _WILDCARDS.get(self._host, self._host)
+        host = _WILDCARDS.get(self._settings.host, self._settings.host)
         url = f"http://{f'[{host}]' if ':' in host else host}:{self._server.port}/metrics"
         election.publish({"url": url, "pid": os.getpid(), "started": time.time(), "version": __version__})
         log.info("serving %s from the boards in %s", url, self._directory)
         self._nvml.start()
         return url
 
-    def run(self, exit_when_idle: float | None = None) -> None:
+    def run(self) -> None:
         """Poll until `stop`, or until no rank has lived for so many seconds and none is in its grace period."""
-        while not self._stopping.wait(self._interval):
+        while not self._stopping.wait(self._settings.interval):
             self._poll()
             idle = 0.0 if self._boards.ranks else time.monotonic() - self._busy
+            exit_when_idle = self._settings.exit_when_idle
             if exit_when_idle is not None and idle >= exit_when_idle:
                 log.info("no boards for %g s, leaving", exit_when_idle)
                 return
@@ -120,7 +100,7 @@ class Agent:
     def _healthy(self, _accept: str) -> Response:
         """Unwell when polling has stood still, for a reason such as a file system that hangs."""
         late = time.monotonic() - self._polled
-        if late > 10 * self._interval + 10:
+        if late > 10 * self._settings.interval + 10:
             return 503, "text/plain", f"boards were last read {late:.0f} s ago\n".encode()
         return 200, "text/plain", b"ok\n"
 
@@ -129,16 +109,7 @@ class Agent:
         return 200, "application/json", json.dumps(facts).encode() + b"\n"
 
 
-def serve(
-    directory: str | os.PathLike[str] | None = None,
-    *,
-    host: str = "127.0.0.1",
-    port: int = DEFAULT_PORT,
-    interval: float = DEFAULT_INTERVAL,
-    grace: float = DEFAULT_GRACE,
-    series_cap: int = DEFAULT_SERIES,
-    exit_when_idle: float | None = None,
-) -> bool:
+def serve(directory: str | os.PathLike[str] | None = None, settings: Settings | None = None) -> bool:
     """Be the agent of ``directory`` (None: the user's own) until idle, or for ever.
 
     Returns False at once if another process is the agent of this directory. Raises BoardDirectoryError if the
@@ -149,10 +120,10 @@ def serve(
     if not election.win():
         log.info("another agent serves %s", root)
         return False
-    agent = Agent(root, host=host, port=port, interval=interval, grace=grace, series_cap=series_cap)
+    agent = Agent(root, settings or Settings())
     try:
         agent.start(election)
-        agent.run(exit_when_idle)
+        agent.run()
     finally:
         election.resign()
         agent.close()

@@ -1,0 +1,19 @@
+"""How an agent behaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of an agent; each is an option of ``python -m optwatch.agent`` of the same name."""
+
+    host: str = "127.0.0.1"  # address to bind to
+    port: int = 9464  # first port to try; the next ones and then any free one follow
+    interval: float = 0.5  # seconds between polls: looks live, and a board's rings hold seconds more
+    grace: float = 300.0  # seconds to serve the last values of a rank that ended
+    series: int = 300  # series of one rank at most; what is beyond is counted
+    device_interval: float = 2.0  # seconds between samples of the GPUs
+    device_limit: float = 2.0  # seconds until a call of the GPU driver counts as hung
+    exit_when_idle: float | None = None  # leave after so many seconds without boards; None = never

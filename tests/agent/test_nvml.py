@@ -1,0 +1,197 @@
+"""Device metrics against a real shared library with the driver's symbols, loaded by the real pynvml."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from agent_process import Scrape, agent, eventually, scrape
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory) -> Path:
+    """The folder with the library, built from C."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    assert compiler, "a C compiler is needed to build the stand-in for the driver"
+    folder = tmp_path_factory.mktemp("nvml")
+    source = Path(__file__).with_name("nvml.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libnvidia-ml.so.1", source], check=True)
+    return folder
+
+
+class Driver:
+    """The driver's orders, and the agent that talks to it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._control = directory / "driver"
+        self.url = ""
+
+    def order(self, *lines: str) -> None:
+        """Behave like this from now on."""
+        new = self._control.with_suffix(".new")
+        new.write_text("".join(f"{line}\n" for line in lines))
+        new.replace(self._control)
+
+    def page(self) -> Scrape:
+        """A scrape of the agent."""
+        return scrape(self.url)
+
+
+@contextmanager
+def driven(library: Path, directory: Path, *orders: str) -> Iterator[Driver]:
+    """An agent on a driver with these orders."""
+    driver = Driver(directory)
+    driver.order(*orders)
+    environment = {"LD_LIBRARY_PATH": str(library), "FAKE_NVML": str(directory / "driver")}
+    with agent(directory, "--device-interval", "0.1", "--device-limit", "0.5", environment=environment) as (url, _):
+        driver.url = url
+        yield driver
+
+
+def seen(driver: Driver, name: str, value: float, **labels: str) -> None:
+    """Wait for a series to have a value."""
+
+    def check() -> None:
+        assert driver.page().all(name, **labels) == [value]
+
+    eventually(check)
+
+
+def test_values_and_units(library: Path, tmp_path: Path) -> None:
+    """Every reading in its base unit, under the device's UUID; memory exactly as reported."""
+    with driven(library, tmp_path, "devices 2") as driver:
+        seen(driver, "optwatch_device_up", 1, gpu="GPU-1")
+        page = driver.page()
+        for index in (0, 1):
+            gpu = {"gpu": f"GPU-{index}"}
+            values = {
+                "memory_total_bytes": 8e10, "memory_reserved_bytes": 5e8, "memory_free_bytes": 6e10,
+                "memory_used_bytes": 2e10 + index, "utilization_ratio": 0.37, "power_watts": 312.5,
+                "energy_joules_total": 123456.789, "temperature_celsius": 61,
+            }  # fmt: skip
+            assert {name: page.one(f"optwatch_device_{name}", **gpu) for name in values} == values
+            assert page.one("optwatch_device_ecc_errors_total", error="corrected", **gpu) == 5
+            assert page.one("optwatch_device_ecc_errors_total", error="uncorrected", **gpu) == 1
+            assert page.one("optwatch_device_clock_throttled", reason="power_cap", **gpu) == 1
+            assert page.one("optwatch_device_clock_throttled", reason="thermal", **gpu) == 0
+            assert page.one("optwatch_device_info", model="Test GPU", driver="999.42", index=str(index), **gpu) == 1
+        assert page.one("optwatch_nvml_errors_total") == 0
+
+
+@pytest.mark.parametrize(
+    ("reading", "family"),
+    [
+        ("memory", "optwatch_device_memory_used_bytes"),
+        ("utilization", "optwatch_device_utilization_ratio"),
+        ("power", "optwatch_device_power_watts"),
+        ("energy", "optwatch_device_energy_joules_total"),
+        ("temperature", "optwatch_device_temperature_celsius"),
+        ("ecc", "optwatch_device_ecc_errors_total"),
+        ("throttled", "optwatch_device_clock_throttled"),
+    ],
+)
+def test_unsupported_is_absent(library: Path, tmp_path: Path, reading: str, family: str) -> None:
+    """What the device cannot tell has no family, which is no error."""
+    with driven(library, tmp_path, f"unsupported {reading}") as driver:
+        seen(driver, "optwatch_device_up", 1)
+        page = driver.page()
+        assert page.all(family) == []
+        assert len([s for s in page.samples if s.name.startswith("optwatch_device_")]) > 6
+        assert page.one("optwatch_nvml_errors_total") == 0
+
+
+def test_failing_call_is_counted_and_comes_back(library: Path, tmp_path: Path) -> None:
+    """A reading that fails is absent for as long as it fails, and every failure is counted."""
+    with driven(library, tmp_path) as driver:
+        seen(driver, "optwatch_device_power_watts", 312.5)
+        driver.order("failing power")
+
+        def absent() -> None:
+            page = driver.page()
+            assert page.all("optwatch_device_power_watts") == []
+            assert page.one("optwatch_device_temperature_celsius") == 61
+            assert page.one("optwatch_nvml_errors_total") >= 2
+
+        eventually(absent)
+        driver.order()
+        seen(driver, "optwatch_device_power_watts", 312.5)
+
+
+def test_lost_device(library: Path, tmp_path: Path) -> None:
+    """device_up 0 and no samples of it, the other goes on; when it is back, so are its values."""
+    with driven(library, tmp_path, "devices 2") as driver:
+        seen(driver, "optwatch_device_up", 1, gpu="GPU-1")
+        driver.order("devices 2", "lost 1")
+        seen(driver, "optwatch_device_up", 0, gpu="GPU-1")
+        page = driver.page()
+        assert page.all("optwatch_device_temperature_celsius") == [61]
+        assert page.one("optwatch_device_temperature_celsius", gpu="GPU-0") == 61
+        assert page.one("optwatch_nvml_errors_total") >= 1
+        driver.order("devices 2")
+        seen(driver, "optwatch_device_temperature_celsius", 61, gpu="GPU-1")
+
+
+def test_hung_device_holds_up_nothing(library: Path, tmp_path: Path) -> None:
+    """A call that never returns: the device is down, everything else is served, and it recovers."""
+    with driven(library, tmp_path, "devices 2") as driver:
+        seen(driver, "optwatch_device_up", 1, gpu="GPU-0")
+        driver.order("devices 2", "hung 0")
+        seen(driver, "optwatch_device_up", 0, gpu="GPU-0")
+        page = driver.page()
+        assert page.one("optwatch_device_up", gpu="GPU-1") == 1
+        assert page.one("optwatch_device_power_watts", gpu="GPU-1") == 312.5
+        assert page.all("optwatch_device_power_watts", gpu="GPU-0") == []
+        driver.order("devices 2")
+        seen(driver, "optwatch_device_up", 1, gpu="GPU-0")
+
+
+def test_hung_start(library: Path, tmp_path: Path) -> None:
+    """A driver that hangs on its first call never delays the agent; its devices come when it lets go."""
+    with driven(library, tmp_path, "hung_init") as driver:
+        page = driver.page()
+        assert page.one("optwatch_build_info") == 1
+        assert page.all("optwatch_device_up") == []
+        driver.order()
+        seen(driver, "optwatch_device_up", 1)
+
+
+def test_driver_that_is_not_loaded_yet(library: Path, tmp_path: Path) -> None:
+    """The library without its kernel module: counted, tried again."""
+    with driven(library, tmp_path, "not_loaded") as driver:
+
+        def counted() -> None:
+            assert driver.page().one("optwatch_nvml_errors_total") >= 1
+
+        eventually(counted)
+        assert driver.page().all("optwatch_device_up") == []
+        driver.order()
+        seen(driver, "optwatch_device_up", 1)
+
+
+def test_mig_slices_have_their_own_uuid(library: Path, tmp_path: Path) -> None:
+    """Slices are devices of their own; what a slice cannot tell is absent for it."""
+    with driven(library, tmp_path, "mig 0") as driver:
+        seen(driver, "optwatch_device_up", 1, gpu="MIG-0-2")
+        page = driver.page()
+        assert page.one("optwatch_device_memory_used_bytes", gpu="MIG-0-0") == 2e10
+        assert page.all("optwatch_device_power_watts", gpu="MIG-0-0") == []
+        assert page.one("optwatch_device_power_watts", gpu="GPU-0") == 312.5
+        assert page.one("optwatch_device_info", gpu="MIG-0-2", index="0:2") == 1
+
+
+def test_no_driver_is_one_line(tmp_path: Path) -> None:
+    """Without the library there are no families, no errors, and one line in the log."""
+    with agent(tmp_path, "--device-interval", "0.05", environment={"LD_LIBRARY_PATH": ""}) as (url, _):
+        time.sleep(0.5)
+        page = scrape(url)
+        assert [s for s in page.samples if s.name.startswith("optwatch_device")] == []
+        assert page.one("optwatch_nvml_errors_total") == 0
+    log = (tmp_path / "agent-test.log").read_text()
+    assert log.count("no device metrics") == 1
