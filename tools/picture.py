@@ -6,14 +6,16 @@ The picture in the README is made so, from a real run of ``optwatch demo``: the 
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
 from pathlib import Path
 
+from rich.console import Console
+
 from optwatch.cli.scrape import default_url, fetch, normalise_url
 from optwatch.cli.snapshot import Tracker
 from optwatch.cli.view import draw
-from rich.console import Console
 
 PATH = Path(__file__).parent.parent / "docs" / "images" / "view.svg"
 
@@ -25,10 +27,14 @@ def main() -> None:
     for _ in range(int(sys.argv[2]) if sys.argv[2:] else 30):
         snapshot = tracker.update(fetch(url))
         time.sleep(1)
-    console = Console(record=True, width=80, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console = Console(
+        record=True, width=80, file=io.StringIO(), force_terminal=True, color_system="truecolor"
+    )
     console.print(draw(snapshot, url))
     PATH.parent.mkdir(parents=True, exist_ok=True)
-    console.save_svg(str(PATH), title="optwatch demo")
+    drawn = console.export_svg(title="optwatch demo")
+    # rich names a font on somebody's server; a reader's own monospaced one will do.
+    PATH.write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL), encoding="utf-8")
 
 
 if __name__ == "__main__":

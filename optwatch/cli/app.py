@@ -38,8 +38,10 @@ def cli() -> None:
 )
 def demo(steps: int | None, seconds: float | None, inject: str | None, device: str | None) -> None:
     """Train a small GPT-2 on the text that every Python carries, and watch it live."""
-    from optwatch.cli.demo import DemoOptions, run_demo
-
+    try:
+        from optwatch.cli.demo import DemoOptions, run_demo
+    except ModuleNotFoundError as error:
+        raise click.ClickException(f"the demo needs {error.name}, which is not installed") from error
     if steps is None and seconds is None:
         seconds = 120.0
     run_demo(DemoOptions(steps=steps, seconds=seconds, inject=inject, device=device))

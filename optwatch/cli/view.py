@@ -94,7 +94,7 @@ def size(value: float | None) -> str:
     return f"{value:.0f} B"
 
 
-def curve(values: tuple[float, ...], width: int = 32) -> str:
+def curve(values: tuple[float, ...], width: int = 22) -> str:
     """The values as a small curve of block characters, the newest at the right."""
     finite = [value for value in values if math.isfinite(value)]
     if len(finite) < 2:
@@ -211,14 +211,11 @@ def _group_table(run: RunView) -> RenderableType:
 
 
 def _table(first: str, *others: str, title: str | None = None) -> Table:
+    # One column of rule and one of padding between columns: the widest table has to fit into 80 columns.
     table = Table(
-        box=_RULED,
-        show_edge=False,
-        padding=(0, 2, 0, 0),
-        title=title,
-        title_justify="left",
-        title_style="dim",
-    )
+        box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0),
+        title=title, title_justify="left", title_style="dim",
+    )  # fmt: skip
     table.add_column(first, style="bold", no_wrap=True)
     for heading in others:
         table.add_column(heading, justify="left" if heading == "stored as" else "right", no_wrap=True)

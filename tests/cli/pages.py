@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from optwatch.metrics.catalogue import CATALOGUE
 
-RUN = {"run_id": "demo-1", "rank": "0"}
+RUN = {"run_id": "20261122-143255-9d86", "rank": "0"}
 OPTIMIZER = {**RUN, "optimizer": "AdamW"}
 PARAMETERS = 4_000_000
 
@@ -33,7 +33,7 @@ def page(*, step: int = 100, seconds: float = 20.0, loss: float = 3.5, fp32: boo
         sample("optwatch.parameters", PARAMETERS, **OPTIMIZER, dtype="float32", device="cpu"),
     ]
     for slot, scales in (("exp_avg", PARAMETERS // 64), ("exp_avg_sq", PARAMETERS // 32)):
-        asked = {"int8": PARAMETERS, "bfloat16": scales}
+        asked = {"int8": PARAMETERS, "bfloat16": scales, "float32": 2 * scales}
         found = {"float32": 4 * PARAMETERS} if fp32 else asked
         of_slot = {**OPTIMIZER, "slot": slot, "device": "cpu"}
         lines += [
@@ -44,7 +44,7 @@ def page(*, step: int = 100, seconds: float = 20.0, loss: float = 3.5, fp32: boo
             for dtype, size in asked.items()
         ]
     for index in range(3):
-        group = {**OPTIMIZER, "group": f"h.{2 * index}-{2 * index + 1}"}
+        group = {**OPTIMIZER, "group": ("before blocks", "blocks 0-1", "after blocks")[index]}
         lines += [
             sample("optwatch.gradient.norm", 0.5 + index, **group),
             sample("optwatch.update_quantization_error.ratio", 0.01 * (1 + index), **group),

@@ -20,8 +20,8 @@ def test_bytes_are_those_of_the_page() -> None:
     """Found, asked-for and fp32 bytes, per slot and together."""
     (run,) = runs_of(page())
     assert [slot.slot for slot in run.slots] == ["exp_avg", "exp_avg_sq"]
-    assert run.slots[0].actual_bytes == PARAMETERS + PARAMETERS // 64
-    assert run.slots[0].dtypes == ("int8", "bfloat16")
+    assert run.slots[0].actual_bytes == PARAMETERS + 3 * PARAMETERS // 64
+    assert run.slots[0].dtypes == ("int8", "float32", "bfloat16")
     assert run.fp32_bytes == 2 * 4 * PARAMETERS
     assert run.as_expected
     assert run.actual_bytes == run.expected_bytes
@@ -79,9 +79,9 @@ def test_ranks_are_merged() -> None:
 
 def test_the_newest_living_run_comes_first() -> None:
     """A dead run that the agent still serves does not hide the living one."""
-    dead = page().replace("demo-1", "a-dead-run").replace("optwatch_rank_up{", "optwatch_rank_up{", 1)
+    dead = page().replace(RUN["run_id"], "a-dead-run").replace("optwatch_rank_up{", "optwatch_rank_up{", 1)
     dead = dead.replace('rank="0"} 1\n', 'rank="0"} 0\n', 1)
-    assert [run.run_id for run in runs_of(dead + page())] == ["demo-1", "a-dead-run"]
+    assert [run.run_id for run in runs_of(dead + page())] == [RUN["run_id"], "a-dead-run"]
 
 
 @pytest.mark.parametrize(
