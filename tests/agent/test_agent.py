@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from agent_process import agent, eventually, scrape
 from board_samples import ADAMW, BOUNDS, Feed, end, schema, start_writer
-
 from optwatch.board import (
     BoardReader,
     BoardWriter,
@@ -144,7 +144,10 @@ def test_two_jobs_do_not_mix(tmp_path: Path) -> None:
     feed(tmp_path, 6, run_id="two", rank=1)
     with agent(tmp_path) as (url, _):
         page = scrape(url)
-    steps = {(r, k): page.one("optwatch_step", run_id=r, rank=k) for r, k in [("one", "0"), ("two", "0"), ("two", "1")]}
+    steps = {
+        (r, k): page.one("optwatch_step", run_id=r, rank=k)
+        for r, k in [("one", "0"), ("two", "0"), ("two", "1")]
+    }
     assert list(steps.values()) == [2, 4, 6]
 
 
@@ -161,7 +164,9 @@ def test_bad_boards_are_skipped_and_counted(tmp_path: Path) -> None:
     with agent(tmp_path) as (url, _):
         time.sleep(0.3)  # several polls
         page = scrape(url)
-        reasons = {s.labels["reason"]: s.value for s in page.samples if s.name == "optwatch_boards_skipped_total"}
+        reasons = {
+            s.labels["reason"]: s.value for s in page.samples if s.name == "optwatch_boards_skipped_total"
+        }
         assert reasons == {"truncated": 1, "version": 1, "not_a_board": 1, "missing": 1}
         assert page.one("optwatch_step") == 2
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from agent_process import Scrape, agent, eventually, scrape
 
 pytestmark = pytest.mark.integration
@@ -50,7 +51,10 @@ def driven(library: Path, directory: Path, *orders: str) -> Iterator[Driver]:
     driver = Driver(directory)
     driver.order(*orders)
     environment = {"LD_LIBRARY_PATH": str(library), "FAKE_NVML": str(directory / "driver")}
-    with agent(directory, "--device-interval", "0.1", "--device-limit", "0.5", environment=environment) as (url, _):
+    with agent(directory, "--device-interval", "0.1", "--device-limit", "0.5", environment=environment) as (
+        url,
+        _,
+    ):
         driver.url = url
         yield driver
 
@@ -81,7 +85,10 @@ def test_values_and_units(library: Path, tmp_path: Path) -> None:
             assert page.one("optwatch_device_ecc_errors_total", error="uncorrected", **gpu) == 1
             assert page.one("optwatch_device_clock_throttled", reason="power_cap", **gpu) == 1
             assert page.one("optwatch_device_clock_throttled", reason="thermal", **gpu) == 0
-            assert page.one("optwatch_device_info", model="Test GPU", driver="999.42", index=str(index), **gpu) == 1
+            assert (
+                page.one("optwatch_device_info", model="Test GPU", driver="999.42", index=str(index), **gpu)
+                == 1
+            )
         assert page.one("optwatch_nvml_errors_total") == 0
 
 
