@@ -11,7 +11,7 @@ inline const float* bf16_load(const Part& part, int n, float* scratch) { return 
 inline float bf16_limit(const Part&, int) { return as_float(kLargestBf16Bits); }
 
 // Finite values beyond the range become the largest finite one.
-inline void bf16_store(const Part& part, int n, const float* exact) {
+inline void bf16_store(const Part& part, int n, const float* exact, const Note&) {
   uint16_t* out = static_cast<uint16_t*>(part.values);
   const Float largest = splat(as_float(kLargestBf16Bits));
   for (int i = 0; i < n; i += kWidth) {
@@ -24,7 +24,7 @@ inline void bf16_store(const Part& part, int n, const float* exact) {
   }
 }
 
-inline void bf16_store_stochastic(const Part& part, int n, const float* exact) {
+inline void bf16_store_stochastic(const Part& part, int n, const float* exact, const Note&) {
   uint16_t* out = static_cast<uint16_t*>(part.values);
   alignas(64) uint32_t random[kBlock / 2 + kPad];
   random_words(part.first, part.key, n, random);
@@ -41,8 +41,8 @@ inline void bf16_store_stochastic(const Part& part, int n, const float* exact) {
 }
 
 constexpr Codec codecs_bf16[] = {
-    {"bf16", 2, 1, kBlock, false, bf16_load, bf16_store, bf16_limit},
-    {"bf16_stochastic", 2, 1, kBlock, false, bf16_load, bf16_store_stochastic, bf16_limit},
+    {"bf16", 2, 1, kBlock, false, bf16_load, nullptr, bf16_store, bf16_limit},
+    {"bf16_stochastic", 2, 1, kBlock, false, bf16_load, nullptr, bf16_store_stochastic, bf16_limit},
 };
 
 }  // namespace optwatch::OPTWATCH_ISA

@@ -46,6 +46,7 @@ struct alignas(64) Arrays {
   float weight[kBlock], new_weight[kBlock];
   float state[kMaxSlots][kBlock], next[kMaxSlots][kBlock];
   float update[kBlock];
+  Note notes[kMaxSlots];
 };
 
 struct Block {
@@ -57,7 +58,7 @@ struct Block {
 
 // Full statistics: everything is read back as the next step will read it.
 void observe(const Tables& t, const Work& work, const Block& b, Arrays& a, const float* grad,
-             const float* const* exact, double* sums) {
+             const float* const* exact, double update_sq, double* sums) {
   const int slots = t.rule->slots;
   const float* stored[kMaxSlots];
   bool lossy = false;
@@ -76,6 +77,8 @@ void observe(const Tables& t, const Work& work, const Block& b, Arrays& a, const
     float* from_stored = a.new_weight;  // the weights are written already
     t.rule->update(stored, grad, b.n, work.scalars, from_stored);
     sums[kUpdateErrorSq] += squared_difference(a.update, from_stored, b.n);
+  } else {
+    sums[kUpdateErrorSq] += update_sq - update_sq;  // exact storage, but NaN - NaN is NaN
   }
   sums[kMomentGrad] += product(exact[0], grad, b.n);
 }
@@ -98,21 +101,22 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
   sums[kGradSq] += grad_sq;
   if (!(grad_sq <= 1e300)) sums[kNonfinite] += static_cast<double>(nonfinite(grad, b.n));
 
-  const float update_sq =
+  double update_sq =
       t.rule->step(grad, weight, new_weight, state, next, b.n, work.scalars, work.full ? a.update : nullptr);
   // Padding must not turn into anything: 0 / (0 + eps) is NaN when eps is 0.
   for (int i = b.n; i % kPad; i++) {
     new_weight[i] = a.update[i] = 0;
     for (int s = 0; s < slots; s++) next[s][i] = 0;
   }
-  if (trustworthy(update_sq)) {
-    sums[kUpdateSq] += update_sq;
-  } else {
+  if (!trustworthy(static_cast<float>(update_sq))) {
     t.rule->update(next, grad, b.n, work.scalars, a.update);
-    sums[kUpdateSq] += precise_squares(a.update, b.n);
+    update_sq = precise_squares(a.update, b.n);
   }
+  sums[kUpdateSq] += update_sq;
 
-  for (int s = 0; s < slots; s++) t.codecs[s]->store(b.parts[s], b.n, next[s]);
+  for (int s = slots - 1; s >= 0; s--)
+    if (t.codecs[s]->prepare) t.codecs[s]->prepare(b.parts[s], b.n, next[s], &a.notes[s]);
+  for (int s = 0; s < slots; s++) t.codecs[s]->store(b.parts[s], b.n, next[s], a.notes[s]);
   if (!work.full) {
     t.param->store(b.param, b.n, new_weight);
     return;
@@ -122,7 +126,7 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
   t.param->store(b.param, b.n, new_weight);
   const float* after = t.param->load(b.param, b.n, a.weight);
   sums[kWeightSq] += weights(before, after, b.n, sums + kUnchanged);
-  observe(t, work, b, a, grad, next, sums);
+  observe(t, work, b, a, grad, next, update_sq, sums);
 }
 
 // A block whose end is not a multiple of kPad works on padded copies, so that nothing past a tensor's end is touched.

@@ -36,20 +36,31 @@ inline int64_t nonfinite(const float* x, int n) {
   return found;
 }
 
+// Sums of a vector-valued term. Four partial sums, because one would wait for itself.
+template <class Term>
+OPTWATCH_INLINE float quickly(int n, Term add) {
+  Float a{}, b{}, c{}, d{};
+  int i = 0;
+  for (; i + 4 * kWidth <= n; i += 4 * kWidth) {
+    a = add(i, a);
+    b = add(i + kWidth, b);
+    c = add(i + 2 * kWidth, c);
+    d = add(i + 3 * kWidth, d);
+  }
+  for (; i < n; i += kWidth) a = add(i, a);
+  return sum((a + b) + (c + d));
+}
+
 inline double squares(const float* x, int n) {
-  Float total{};
-  for (int i = 0; i < n; i += kWidth) total = fma(load(x + i), load(x + i), total);
-  const float fast = sum(total);
+  const float fast = quickly(n, [=](int i, Float so_far) { return fma(load(x + i), load(x + i), so_far); });
   return trustworthy(fast) ? fast : precise_squares(x, n);
 }
 
 inline double squared_difference(const float* x, const float* y, int n) {
-  Float total{};
-  for (int i = 0; i < n; i += kWidth) {
+  const float fast = quickly(n, [=](int i, Float so_far) {
     const Float d = load(x + i) - load(y + i);
-    total = fma(d, d, total);
-  }
-  const float fast = sum(total);
+    return fma(d, d, so_far);
+  });
   if (trustworthy(fast)) return fast;
   return precisely(n, [=](int i) { return double(x[i] - y[i]) * (x[i] - y[i]); });
 }
@@ -99,7 +110,9 @@ inline void slot_fields(const float* exact, const float* stored, int n, float li
   const double total_exactly = finite ? totals : precisely(n, [=](int i) { return double(exact[i]); });
   if (trustworthy(errors)) {
     fields[kErrorSq] += errors;
-  } else if (exact != stored) {  // otherwise the storage is exact
+  } else if (exact == stored) {  // the storage is exact, but NaN - NaN is NaN
+    fields[kErrorSq] += total_exactly - total_exactly;
+  } else {
     fields[kErrorSq] += precisely(n, [=](int i) {
       const double d = second_moment ? __builtin_sqrtf(exact[i]) - __builtin_sqrtf(stored[i])
                                      : double(exact[i]) - stored[i];

@@ -27,6 +27,11 @@ struct Part {
   Key key;
 };
 
+// Room for what a codec finds out about the sub-blocks of a block; aligned for any of its types.
+struct alignas(64) Note {
+  char bytes[128];
+};
+
 // How a slot is stored. `n` is at most kBlock; arrays may be read and written up to the next multiple of kPad.
 struct Codec {
   const char* name;
@@ -35,7 +40,11 @@ struct Codec {
   int block;     // elements that share a limit
   bool in_place; // the primary buffer holds the fp32 values themselves: load and store have nothing to do
   const float* (*load)(const Part&, int n, float* scratch);
-  void (*store)(const Part&, int n, const float* exact);
+  // Storing is in two parts: what concerns whole sub-blocks (scales) and what concerns elements. The driver prepares
+  // all slots before it stores the first, so that the long chain of a reduction overlaps with other work. `note` is
+  // what one hands to the other. May be null.
+  void (*prepare)(const Part&, int n, const float* exact, Note* note);
+  void (*store)(const Part&, int n, const float* exact, const Note& note);
   // The largest magnitude that sub-block `index` of the block, as stored, can hold; infinity where nothing is cut off.
   float (*limit)(const Part&, int index);
 };

@@ -11,7 +11,8 @@ struct AdamWScalars {
   float grad_scale, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, inv_sqrt_bc2, decay;
 };
 
-OPTWATCH_INLINE Float adamw_direction(Float m, Float v, const AdamWScalars& h) {
+template <int size>
+OPTWATCH_INLINE Floats<size> adamw_direction(const Floats<size>& m, const Floats<size>& v, const AdamWScalars& h) {
   return m / (sqrt(v) * h.inv_sqrt_bc2 + h.eps) * h.step_size;
 }
 
@@ -21,18 +22,19 @@ inline float adamw_loop(const float* g, const float* w, float* w_new, const floa
   const float *m_in = state[0], *v_in = state[1];
   float *m_out = next[0], *v_out = next[1];
   Float update_sq{};
-  for (int i = 0; i < n; i += kWidth) {
-    const Float grad = load(g + i) * h.grad_scale;
-    Float m = load(m_in + i), v = load(v_in + i);
+  in_packs<1>(n, [&](int i, auto size) {
+    constexpr int k = size.value;
+    const auto grad = load_pack<k>(g + i) * h.grad_scale;
+    auto m = load_pack<k>(m_in + i), v = load_pack<k>(v_in + i);
     m = m + (grad - m) * h.one_minus_beta1;
     v = v * h.beta2 + grad * grad * h.one_minus_beta2;
     store(m_out + i, m);
     store(v_out + i, v);
-    const Float u = adamw_direction(m, v, h);
-    store(w_new + i, load(w + i) * h.decay - u);
-    update_sq = fma(u, u, update_sq);
+    const auto u = adamw_direction(m, v, h);
+    store(w_new + i, load_pack<k>(w + i) * h.decay - u);
     if constexpr (keep) store(u_out + i, u);
-  }
+    for (int j = 0; j < k; j++) update_sq = fma(u.v[j], u.v[j], update_sq);
+  });
   return sum(update_sq);
 }
 
@@ -47,7 +49,9 @@ inline float adamw_step(const float* g, const float* w, float* w_new, const floa
 inline void adamw_update(const float* const* state, const float*, int n, const float* scalars, float* u) {
   AdamWScalars h;
   std::memcpy(&h, scalars, sizeof h);
-  for (int i = 0; i < n; i += kWidth) store(u + i, adamw_direction(load(state[0] + i), load(state[1] + i), h));
+  in_packs(n, [=](int i, auto size) {
+    store(u + i, adamw_direction(load_pack<size.value>(state[0] + i), load_pack<size.value>(state[1] + i), h));
+  });
 }
 
 constexpr Rule rule_adamw = {"adamw", 2, 8, {false, true}, adamw_step, adamw_update};
