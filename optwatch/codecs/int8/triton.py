@@ -36,7 +36,9 @@ LOG2_127 = tl.constexpr(6.988684686772166)
 LN2 = tl.constexpr(0.6931471805599453)
 # Adding this to a number of [-2**22, 2**22] leaves the number, rounded to nearest, in the lower bits.
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23
-INTEGERS = tl.constexpr(8388608.0)  # 2**23: from here on fp32 numbers are the integers, their lower bits the value
+INTEGERS = tl.constexpr(
+    8388608.0
+)  # 2**23: from here on fp32 numbers are the integers, their lower bits the value
 INTEGERS_BITS = tl.constexpr(0x4B000000)
 BELOW_254 = tl.constexpr(253.99998474121094)  # the largest fp32 number below 254
 
@@ -46,7 +48,9 @@ def load_cubic(codes, scale, start, left, TILE: tl.constexpr, MASKED: tl.constex
     """Decode a tile: (code / 127)**3 * scale."""
     code = load_tile(codes, start, left, tl.int8, TILE, MASKED).to(tl.float32)
     blocks = tl.cdiv(left, CUBIC)
-    factor = load_tile(scale, start // CUBIC, blocks, tl.bfloat16, TILE // CUBIC, MASKED).to(tl.float32) * UNIT
+    factor = (
+        load_tile(scale, start // CUBIC, blocks, tl.bfloat16, TILE // CUBIC, MASKED).to(tl.float32) * UNIT
+    )
     return code * code * code * per_element(factor, CUBIC)
 
 

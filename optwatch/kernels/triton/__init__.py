@@ -28,14 +28,14 @@ class TritonBackend:
 
     def bind(self, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> TritonPlan:
         """Prepare to run ``spec`` on these tensors, all on one device."""
-        from optwatch.kernels.triton.driver import TritonPlan
+        from optwatch.kernels.triton.driver import TritonPlan  # noqa: PLC0415 - Triton is optional
 
         return TritonPlan(spec, tensors)
 
 
 def _why_not_installed() -> str | None:
     try:
-        import triton
+        import triton  # noqa: PLC0415 - Triton is optional
     except ImportError:
         return "Triton is not installed"
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
@@ -50,14 +50,14 @@ def _why_not_device(device: torch.device) -> str | None:
             return "compute capability 8.0 or newer is needed"
         return None
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        from optwatch.kernels.triton.driver import INTERPRETED
+        from optwatch.kernels.triton.driver import INTERPRETED  # noqa: PLC0415 - Triton is optional
 
         return None if INTERPRETED else "TRITON_INTERPRET was set after Triton's first import"
     return "needs a CUDA device"
 
 
 def _why_not_plan(spec: PlanSpec) -> str | None:
-    from optwatch.kernels.triton.compiling import TYPES, step_functions
+    from optwatch.kernels.triton.compiling import TYPES, step_functions  # noqa: PLC0415 - Triton is optional
 
     for dtype in (spec.param_dtype, spec.grad_dtype):
         if dtype not in TYPES:

@@ -102,8 +102,12 @@ def compile_step(spec: PlanSpec, target: GPUTarget, full: bool) -> Any:
     }
     at = len(types)
     constexprs: dict[Any, Any] = {(at, i): function for i, function in enumerate(rule)}
-    constexprs |= {(at + 1, s, i): function for s, slot in enumerate(slots) for i, function in enumerate(slot)}
-    source = ASTSource(step, signature, constexprs | fixed, {(i,): [["tt.divisibility", 16]] for i in range(6)})
+    constexprs |= {
+        (at + 1, s, i): function for s, slot in enumerate(slots) for i, function in enumerate(slot)
+    }
+    source = ASTSource(
+        step, signature, constexprs | fixed, {(i,): [["tt.divisibility", 16]] for i in range(6)}
+    )
     return triton.compile(source, target=target, options=options(shape, full, target.backend))
 
 

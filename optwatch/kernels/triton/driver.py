@@ -42,9 +42,7 @@ class TritonPlan:
         self.inputs = _Inputs(len(tensors), len(spec.rule.scalars), len(spec.codecs), self.device)
         # Two of each, taken in turns: whoever reads the rows of a step may do so until the second step after it.
         self.rows = {
-            full: [
-                torch.zeros(len(tensors), spec.columns, dtype=torch.float64, device=self.device) for _ in range(2)
-            ]
+            full: list(torch.zeros(2, len(tensors), spec.columns, dtype=torch.float64, device=self.device))
             for full in (False, True)
         }
         self.partials = torch.empty(spec.columns * self.count, device=self.device)
@@ -71,13 +69,15 @@ class TritonPlan:
                 *self.functions, **self.constants[full],
             )  # fmt: skip
             fold[(len(self.tensors), fields)](
-                self.partials, addresses, self.starts, rows, self.count, self.spec.columns, CHUNK=FOLD_CHUNK, MATH=self.math,
-                enable_fp_fusion=False,
-            )
+                self.partials, addresses, self.starts, rows, self.count, self.spec.columns,
+                CHUNK=FOLD_CHUNK, MATH=self.math, enable_fp_fusion=False,
+            )  # fmt: skip
         return rows
 
     def _device(self) -> AbstractContextManager[object]:
         """Kernels are launched on the current device, which need not be the plan's."""
+        if INTERPRETED:  # numpy, which does the work then, warns of infinities that are meant
+            return np.errstate(all="ignore")
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
 
@@ -92,7 +92,7 @@ class _Inputs:
         self.pinned = device.type == "cuda"
         self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
         types = (torch.int64, torch.float32, torch.uint32)
-        self.views = tuple(self.buffer[part].view(type) for part, type in zip(self.parts, types, strict=True))
+        self.views = tuple(self.buffer[part].view(kind) for part, kind in zip(self.parts, types, strict=True))
 
     def copy(self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys) -> tuple[Tensor, ...]:
         """Send these to the device, on its current stream; returns views of what arrives there."""

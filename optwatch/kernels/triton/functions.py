@@ -76,7 +76,9 @@ def unit_product(a, b, MATH: tl.constexpr):
 def floor_fma(a, b, c, MATH: tl.constexpr):
     """a*b rounded down, plus c, for 0 <= a*b < 2**16 and c an integer of [2**23, 2**23 + 2**16)."""
     if MATH == PTX:
-        return tl.inline_asm_elementwise("fma.rm.f32 $0, $1, $2, $3;", "=f,f,f,f", [a, b, c], tl.float32, True, 1)
+        return tl.inline_asm_elementwise(
+            "fma.rm.f32 $0, $1, $2, $3;", "=f,f,f,f", [a, b, c], tl.float32, True, 1
+        )
     else:
         return tl.floor(a * b) + c
 
@@ -123,7 +125,7 @@ def block_max(x, BLOCK: tl.constexpr, MATH: tl.constexpr):
 @triton.jit
 def to_type(x, TYPE: tl.constexpr, MATH: tl.constexpr):
     """fp32 ``x`` as ``TYPE``, rounded to nearest even."""
-    if MATH == INTERPRETED and TYPE == tl.bfloat16:  # which truncates
+    if MATH == INTERPRETED and TYPE == tl.bfloat16:  # noqa: SIM300 - which truncates
         bits = as_bits(x)
         rounded = as_float((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536)
         return tl.where(x == x, rounded, x).to(tl.bfloat16)
@@ -189,7 +191,9 @@ def random16(start, key0, key1, TILE: tl.constexpr):
     word = first + tl.arange(0, TILE // 2).to(tl.uint32)
     word ^= word >> 16
     word *= 0x7FEB352D
-    word ^= (word >> 15) ^ (key1 ^ (key1 >> 15))  # the same bits as xor with the key first, one instruction less
+    word ^= (word >> 15) ^ (
+        key1 ^ (key1 >> 15)
+    )  # the same bits as xor with the key first, one instruction less
     word *= 0x846CA68B
     word ^= word >> 16
     return tl.reshape(tl.join(word & 0xFFFF, word >> 16), [TILE]).to(tl.int32)

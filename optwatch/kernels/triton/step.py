@@ -1,3 +1,5 @@
+# mypy: disable-error-code="assignment"
+# Tuples grow in unrolled loops here, which Triton's compiler follows and mypy does not.
 """The kernels: one step over all tensors of a plan, and the fold of its partial sums.
 
 The step kernel knows neither rules nor codecs: it is compiled with their functions as constants. One program works on
@@ -12,7 +14,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from optwatch.kernels.triton.functions import absmax_combine, fast_sqrt, load_tile, row_max, store_tile, to_type
+from optwatch.kernels.triton.functions import (
+    absmax_combine,
+    fast_sqrt,
+    load_tile,
+    row_max,
+    store_tile,
+    to_type,
+)
 
 CHEAP = tl.constexpr(3)  # fields summed by every step
 TENSOR = tl.constexpr(7)  # fields of a tensor
@@ -197,7 +206,7 @@ def step(
         length = tl.minimum(length - first, ITEM).to(tl.int32)
         # An array that does not start at a multiple of 16 bytes takes the branch without wide loads throughout.
         full = tl.where((addresses & 15) == 0, length // TILE, 0)
-        for tile in range(0, full):
+        for tile in range(full):
             sums = step_tile(
                 sums, row, grad, seeds, h, first + tile * TILE, TILE, RULE, SLOTS, PARAM, GRAD, SECOND,
                 TILE, LEVELS, False, FULL, MATH,

@@ -14,7 +14,7 @@ from optwatch.kernels.triton.functions import fast_reciprocal, fast_sqrt
 
 @triton.jit
 def advance(state, grad, h, MATH: tl.constexpr):
-    """m + (g-m)*(1-b1) and b2*v + (1-b2)*g*g, where g is the gradient times its scale."""
+    """New moments: m + (g-m)*(1-b1) and b2*v + (1-b2)*g*g, where g is the gradient times its scale."""
     exp_avg = tl.fma(tl.fma(grad, h[0], -state[0]), h[1], state[0])
     exp_avg_sq = tl.fma(grad * (h[0] * h[0] * h[3]), grad, state[1] * h[2])
     return exp_avg, exp_avg_sq

@@ -1,0 +1,121 @@
+"""The Triton kernels compile without a GPU, to code that is short, loads widely and keeps to its registers.
+
+Instructions are counted in the loop over full tiles, all of them, address arithmetic and waiting included: per element,
+that is the loop's length times the threads of a tile over its elements.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from triton.backends.compiler import GPUTarget
+
+from optwatch.codecs import FORMATS
+from optwatch.kernels import PlanSpec
+from optwatch.kernels.triton.compiling import compile_step, device_shape
+from optwatch.rules import RULES
+from tests.kernels.sass import main_loop, resources
+
+TYPES = (torch.float32, torch.bfloat16)
+KERNELS = ("plain", "full")
+CHIPS = (80, 90, 100)
+#: Instructions an element on sm_90, at most: of each format's plain and full kernel.
+BUDGET = {"fp32": (24, 42), "bf16": (42, 86), "int8": (80, 115)}
+
+
+def spec_of(rule: str, fmt: str, param: torch.dtype, grad: torch.dtype) -> PlanSpec:
+    codecs = tuple(FORMATS[fmt][slot.kind] for slot in RULES[rule].slots)
+    return PlanSpec(RULES[rule], codecs, param, grad)
+
+
+@functools.cache
+def compiled(rule: str, fmt: str, param: torch.dtype, grad: torch.dtype, kernel: str, chip: int) -> Any:
+    """One kernel for an NVIDIA chip; several tests look at it."""
+    return compile_step(spec_of(rule, fmt, param, grad), GPUTarget("cuda", chip, 32), kernel == "full")
+
+
+def every_plan() -> list[Any]:
+    """Rule × format × equal element types × kernel × chip; sm_90, and int8 on all, in every run of the tests."""
+    return [
+        pytest.param(
+            *plan,
+            marks=[] if plan[-1] == 90 or (plan[1] == "int8" and plan[3] == "plain") else [pytest.mark.slow],
+        )
+        for plan in itertools.product(RULES, FORMATS, TYPES, KERNELS, CHIPS)
+    ]
+
+
+@pytest.mark.parametrize(("rule", "fmt", "dtype", "kernel", "chip"), every_plan())
+def test_nothing_spills(rule: str, fmt: str, dtype: torch.dtype, kernel: str, chip: int) -> None:
+    """No plan keeps anything in local memory, on any chip, and the plain kernels leave room for four programs."""
+    binary = compiled(rule, fmt, dtype, dtype, kernel, chip)
+    used = resources(binary)
+    assert used["stack"] == used["local"] == 0
+    assert not main_loop(binary).count("LDL", "STL")
+    assert used["reg"] <= (128 if kernel == "plain" else 255)
+    assert binary.metadata.enable_fp_fusion is False
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_instructions_an_element(fmt: str, dtype: torch.dtype, kernel: str) -> None:
+    """AdamW stays within its budget."""
+    shape = device_shape(spec_of("adamw", fmt, dtype, dtype))
+    loop = main_loop(compiled("adamw", fmt, dtype, dtype, kernel, 90))
+    assert len(loop.body) * 32 * shape.warps / shape.tile <= BUDGET[fmt][kernel == "full"]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_load_widths(fmt: str, dtype: torch.dtype, kernel: str) -> None:
+    """Parameters, gradients and unpacked state 16 bytes at a time, codes 8; nothing else is large enough to matter."""
+    spec = spec_of("adamw", fmt, dtype, dtype)
+    shape = device_shape(spec)
+    loop = main_loop(compiled("adamw", fmt, dtype, dtype, kernel, 90))
+    elements = shape.tile // (32 * shape.warps)
+    sizes = [dtype.itemsize, dtype.itemsize, *(codec.buffers[0].dtype.itemsize for codec in spec.codecs)]
+    assert loop.count("LDG.E.128") == sum(elements * size // 16 for size in sizes if size > 1)
+    codes = sum(size == 1 for size in sizes)
+    pairs = sum(buffer.per_block == 2 for codec in spec.codecs for buffer in codec.buffers)
+    assert loop.count("LDG.E.64") == codes * elements // 8 + pairs
+    # Beside them: one load for each block's scale, and stores as many as the width of a type asks for.
+    scales = sum(buffer.per_block == 1 for codec in spec.codecs for buffer in codec.buffers)
+    assert loop.count("LDG") == loop.count("LDG.E.128", "LDG.E.64") + scales
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_random_numbers_are_shared(dtype: torch.dtype) -> None:
+    """Neighbours share a hash: its first multiplication is there once for every two elements of a thread."""
+    shape = device_shape(spec_of("adamw", "int8", dtype, dtype))
+    loop = main_loop(compiled("adamw", "int8", dtype, dtype, "plain", 90))
+    elements = shape.tile // (32 * shape.warps)
+    assert sum("0x7feb352d" in operands for _, operands in loop.body) == elements // 2
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_mixed_types(kernel: str) -> None:
+    """fp32 weights with bf16 gradients, and each slot in a format of its own."""
+    rule = RULES["adamw"]
+    codecs = (FORMATS["bf16"][rule.slots[0].kind], FORMATS["int8"][rule.slots[1].kind])
+    spec = PlanSpec(rule, codecs, torch.float32, torch.bfloat16)
+    binary = compile_step(spec, GPUTarget("cuda", 90, 32), kernel == "full")
+    assert resources(binary)["stack"] == 0
+    assert main_loop(binary).count("LDG.E.128") == 4
+
+
+@pytest.mark.parametrize("fmt", [pytest.param("fp32", marks=pytest.mark.slow), "int8"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_amd(fmt: str, kernel: str) -> None:
+    """The same functions compile for an AMD chip, without instructions of another maker's."""
+    binary = compile_step(
+        spec_of("adamw", fmt, torch.bfloat16, torch.bfloat16),
+        GPUTarget("hip", "gfx942", 64),
+        kernel == "full",
+    )
+    assert ".vgpr_spill_count: 0" in binary.asm["amdgcn"]
