@@ -29,7 +29,9 @@ def state_format(name: str) -> dict[Kind, Codec]:
     try:
         return FORMATS[name]
     except (KeyError, TypeError):
-        raise ValueError(f"unknown state format {name!r}: use one of {', '.join(map(repr, FORMATS))}") from None
+        raise ValueError(
+            f"unknown state format {name!r}: use one of {', '.join(map(repr, FORMATS))}"
+        ) from None
 
 
 def codec_for(name: str, kind: Kind, numel: int) -> Codec:

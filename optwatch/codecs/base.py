@@ -55,7 +55,9 @@ class Codec(abc.ABC):
 
     def allocate(self, numel: int, device: torch.device) -> dict[str, Tensor]:
         """Buffers that decode to zero everywhere."""
-        return {b.name: torch.zeros(self.length(b, numel), dtype=b.dtype, device=device) for b in self.buffers}
+        return {
+            b.name: torch.zeros(self.length(b, numel), dtype=b.dtype, device=device) for b in self.buffers
+        }
 
     def cut(self, buffers: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
         """Views of flat ``buffers`` for the elements ``[start, stop)``; ``start`` is a multiple of ``block``."""

@@ -24,7 +24,7 @@ def parameter_names(groups: Sequence[Mapping[str, object]], named: Iterable[tupl
     Taken from the model's ``named`` parameters, else from the names the optimizer was given, else made up.
     """
     known = {id(param): name for name, param in named}
-    names = []
+    names: list[str] = []
     for group in groups:
         params: Sequence[Tensor] = group["params"]  # type: ignore[assignment]
         own: Sequence[str] = group.get("param_names") or ()  # type: ignore[assignment]

@@ -90,7 +90,7 @@ def start_agent(directory: str | os.PathLike[str]) -> int:
 def _claim(path: Path) -> bool:
     """Whether this process is the one to start an agent: the first to make the file, for ten seconds."""
     with contextlib.suppress(FileNotFoundError):
-        if time.time() - path.lstat().st_mtime < _CLAIM_SECONDS:
+        if abs(time.time() - path.lstat().st_mtime) < _CLAIM_SECONDS:
             return False
         path.unlink()
     try:

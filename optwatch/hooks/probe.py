@@ -136,7 +136,11 @@ class Probe:
         """The optimizer's rule, storage formats and backends."""
         optimizer = self._optimizer()
         own = isinstance(optimizer, Optimizer)
-        formats = {str(group.get("state")) for group in optimizer.param_groups} if optimizer and own else {"unknown"}
+        formats = (
+            {str(group.get("state")) for group in optimizer.param_groups}
+            if optimizer and own
+            else {"unknown"}
+        )
         backends = {layout.backend for layout in self._layouts} or {"unknown"}
         rule = optimizer.rule.name if isinstance(optimizer, Optimizer) else type(optimizer).__name__.lower()
         labels = {"rule": rule, "codec": "+".join(sorted(formats)), "backend": "+".join(sorted(backends))}
@@ -200,7 +204,8 @@ class Probe:
             ]
             self._changed()
         self._rates = [
-            (series, _on_host(group.get("lr"))) for (series, _), group in zip(self._rates, groups, strict=True)
+            (series, _on_host(group.get("lr")))
+            for (series, _), group in zip(self._rates, groups, strict=True)
         ]
 
 
@@ -220,7 +225,9 @@ def byte_series(optimizer: torch.optim.Optimizer, name: str) -> list[tuple[Serie
     series = []
     for metric, counted in (("state", actual), ("state_expected", expected)):
         for kind, number in sorted(counted.items()):
-            series.append((Series(f"optwatch.optimizer.{metric}", {"optimizer": name, **kind._asdict()}), number))
+            series.append(
+                (Series(f"optwatch.optimizer.{metric}", {"optimizer": name, **kind._asdict()}), number)
+            )
     totals: dict[tuple[str, str, str], int] = {}
     for group in optimizer.param_groups:
         for param in group["params"]:

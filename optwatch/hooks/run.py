@@ -14,7 +14,9 @@ from collections.abc import Mapping
 RUN_VARIABLES = ("OPTWATCH_RUN_ID", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
 
 
-def run_facts(run_id: str | None, environment: Mapping[str, str] = os.environ) -> dict[str, str | int | float]:
+def run_facts(
+    run_id: str | None, environment: Mapping[str, str] = os.environ
+) -> dict[str, str | int | float]:
     """run_id, rank, world_size, local_rank, host, job_id, pid and start_time of this process.
 
     ``run_id`` may hold letters, digits, ``.``, ``_`` and ``-``; a ``ValueError`` says so. By default it is taken from

@@ -47,7 +47,7 @@ class Transfer:
                 continue
             host = self._buffer(plan.rows)
             host.copy_(plan.rows, non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(plan.rows.device))
             rows.plans.append((plan.layout, host.numpy()))
             rows.events.append(event)

@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -63,7 +63,7 @@ def watch(
         if not isinstance(one, torch.optim.Optimizer):
             raise TypeError(f"watch() takes a torch.optim.Optimizer or several, got {type(one).__name__}")
     for name, value in (("every", every), ("replicas", replicas)):
-        if not isinstance(value, int) or value < 1:
+        if value < 1 or value != int(value):
             raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
     facts = {**run_facts(run_id), "replicas": replicas}
     return Watch(optimizers, model, facts, every, replicas, directory, agent)
@@ -73,7 +73,7 @@ class Watch:
     """A watched training loop; a context manager. Made by :func:`watch`."""
 
     def __init__(
-        self, optimizers: Sequence[torch.optim.Optimizer], model: torch.nn.Module | None, facts: dict[str, object],
+        self, optimizers: Sequence[torch.optim.Optimizer], model: torch.nn.Module | None, facts: Mapping[str, object],
         every: int, replicas: int, directory: str | os.PathLike[str] | None, agent: bool,
     ) -> None:  # fmt: skip
         self.run_id, self.rank = str(facts["run_id"]), int(str(facts["rank"]))
@@ -97,7 +97,11 @@ class Watch:
         atexit.register(self._at_exit)
 
     def _attach(
-        self, optimizers: Sequence[torch.optim.Optimizer], model: torch.nn.Module | None, every: int, replicas: int
+        self,
+        optimizers: Sequence[torch.optim.Optimizer],
+        model: torch.nn.Module | None,
+        every: int,
+        replicas: int,
     ) -> None:
         assert self._publisher is not None
         known = weakref.ref(model) if model is not None else lambda: None
@@ -111,7 +115,14 @@ class Watch:
         labels = _unique([type(optimizer).__name__ for optimizer in optimizers])
         for optimizer, label in zip(optimizers, labels, strict=True):
             probe = Probe(
-                optimizer, label, naming, every, replicas, self._publish, self._publisher.changed, self._guarded
+                optimizer,
+                label,
+                naming,
+                every,
+                replicas,
+                self._publish,
+                self._publisher.changed,
+                self._guarded,
             )
             self._probes.append(probe)
             self._publisher.add(probe)
@@ -205,7 +216,7 @@ class Watch:
             try:
                 warnings.warn(f"optwatch: {message}", RuntimeWarning, stacklevel=3)
             except RuntimeWarning:
-                print(f"optwatch: {message}", file=sys.stderr)
+                sys.stderr.write(f"optwatch: {message}\n")
 
     # --- beside the training loop ----------------------------------------------------------------------------------
 
@@ -241,7 +252,7 @@ class _Loop:
         if isinstance(loss, torch.Tensor) and loss.device.type == "cuda":
             host = torch.empty((), dtype=torch.float32, pin_memory=True)
             host.copy_(loss.detach(), non_blocking=True)
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(loss.device))
             self._on_its_way = host, event
         else:
@@ -276,4 +287,7 @@ class _Loop:
 
 def _unique(names: Sequence[str]) -> list[str]:
     """The names, numbered where one comes again."""
-    return [name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}" for i, name in enumerate(names)]
+    return [
+        name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}"
+        for i, name in enumerate(names)
+    ]

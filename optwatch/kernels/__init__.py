@@ -20,11 +20,11 @@ ORDER = ("triton", "cpu", "reference")
 def backend(name: str) -> Backend:
     """The backend of this name. One whose kernels cannot be loaded says so through ``why_not``."""
     if name == "triton":
-        from optwatch.kernels.triton import TritonBackend
+        from optwatch.kernels.triton import TritonBackend  # noqa: PLC0415 - Triton takes a second to import
 
         return TritonBackend()
     if name == "cpu":
-        from optwatch.kernels.cpu import CpuBackend
+        from optwatch.kernels.cpu import CpuBackend  # noqa: PLC0415 - loads a shared library
 
         return CpuBackend()
     return ReferenceBackend()
@@ -42,12 +42,14 @@ def choose_backend(spec: PlanSpec, device: torch.device, wanted: str | None = No
         if reason is not None:
             raise ValueError(f"backend {wanted!r} cannot run {spec} on {device}: {reason}")
         return backend(wanted)
-    reasons = []
+    reasons: list[str] = []
     for candidate in map(backend, ORDER):
         reason = candidate.why_not(spec, device)
         if reason is None:
             if candidate.name == "reference":
-                _warn_once(f"{spec} runs on the slow reference backend on {device.type}: {'; '.join(reasons)}")
+                _warn_once(
+                    f"{spec} runs on the slow reference backend on {device.type}: {'; '.join(reasons)}"
+                )
             return candidate
         reasons.append(f"{candidate.name}: {reason}")
     raise AssertionError("the reference backend runs everything")
@@ -56,7 +58,9 @@ def choose_backend(spec: PlanSpec, device: torch.device, wanted: str | None = No
 def check_backend(name: str) -> None:
     """Raise a ``ValueError`` that names the valid backends unless ``name`` is one."""
     if name not in ORDER:
-        raise ValueError(f"unknown backend {name!r}: use one of {', '.join(map(repr, ORDER))}, or None for the best")
+        raise ValueError(
+            f"unknown backend {name!r}: use one of {', '.join(map(repr, ORDER))}, or None for the best"
+        )
 
 
 @functools.cache

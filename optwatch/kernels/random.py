@@ -24,7 +24,8 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     z = z + _GAMMA
     for shift, factor in _MIX:
         z = (z ^ (z >> shift)) * factor
-    return z ^ (z >> np.uint64(31))
+    mixed: NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return mixed
 
 
 def keys(
@@ -32,8 +33,9 @@ def keys(
 ) -> NDArray[np.uint32]:
     """The keys ``[n, slots, 2]`` of ``n`` tensors with these seeds and parameter indices, each at its own step."""
     tensors = _mix(_mix(seeds) + parameters)
-    rows = _mix(tensors[:, None] + np.arange(slots, dtype=np.uint64))
-    rows = _mix(rows + steps.astype(np.uint64)[:, None])
+    number: NDArray[np.uint64] = np.arange(slots, dtype=np.uint64)
+    rows = _mix(tensors[:, np.newaxis] + number)
+    rows = _mix(rows + steps.astype(np.uint64)[:, np.newaxis])
     return rows.view(np.uint32).reshape(len(parameters), slots, 2)
 
 

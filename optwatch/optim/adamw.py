@@ -73,4 +73,6 @@ class AdamW(Optimizer):
                 raise ValueError(f"{name}=True is not supported by optwatch.optim.AdamW; leave it False")
 
 
-_RANGES = {"betas": "two numbers of [0, 1)"} | dict.fromkeys(("lr", "eps", "weight_decay"), "a number of at least 0")
+_RANGES = {"betas": "two numbers of [0, 1)"} | dict.fromkeys(
+    ("lr", "eps", "weight_decay"), "a number of at least 0"
+)

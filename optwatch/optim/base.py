@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 from optwatch.codecs import Codec, codec_for, state_format
 from optwatch.kernels import PlanSpec, check_backend
 from optwatch.optim.binding import Binding, Stale
+from optwatch.optim.checkpoint import load
 from optwatch.optim.slots import allocate, decode, identify
 from optwatch.optim.stats import StepStats, Subscriber
 from optwatch.rules import Rule
@@ -63,7 +64,7 @@ class Optimizer(torch.optim.Optimizer):
             for position, param in enumerate(group["params"]):
                 if param.dtype not in DTYPES:
                     raise ValueError(
-                        f"{self._name(group, position)} has dtype {param.dtype}; supported are "
+                        f"{self.parameter_name(group, position)} has dtype {param.dtype}; supported are "
                         + ", ".join(map(str, DTYPES))
                     )
         except ValueError:
@@ -74,11 +75,13 @@ class Optimizer(torch.optim.Optimizer):
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise a ``ValueError`` for an option of ``group`` that is out of range."""
 
-    def _name(self, group: Mapping[str, Any], position: int) -> str:
+    def parameter_name(self, group: Mapping[str, Any], position: int) -> str:
         """How messages name a parameter."""
         if names := group.get("param_names"):
             return f"parameter {names[position]!r}"
-        number = next((i for i, known in enumerate(self.param_groups) if known is group), len(self.param_groups))
+        number = next(
+            (i for i, known in enumerate(self.param_groups) if known is group), len(self.param_groups)
+        )
         shape = tuple(group["params"][position].shape)
         return f"parameter {position} of group {number} (shape {shape})"
 
@@ -108,7 +111,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def _run(self, full: bool) -> StepStats:
         """Run every plan, after binding anew whatever changed."""
-        if self._bindings is None or self._has_new_gradient() or not all(b.is_current() for b in self._bindings):
+        if (
+            self._bindings is None
+            or self._has_new_gradient()
+            or not all(b.is_current() for b in self._bindings)
+        ):
             self._bind()
         assert self._bindings is not None
         ran = [binding.run(self.param_groups, self.options, full) for binding in self._bindings]
@@ -128,9 +135,11 @@ class Optimizer(torch.optim.Optimizer):
                 if param.grad is None and not self.state.get(param):
                     self._waiting.append(param)
                 else:
-                    name = self._name(group, position)
+                    name = self.parameter_name(group, position)
                     if param.grad is not None and param.grad.layout != torch.strided:
-                        raise RuntimeError(f"{name} has a {param.grad.layout} gradient; only dense ones are supported")
+                        raise RuntimeError(
+                            f"{name} has a {param.grad.layout} gradient; only dense ones are supported"
+                        )
                     spec = self._spec(group, param, name)
                     plans[param.device, spec].append((param, index, number))
                 index += 1
@@ -164,7 +173,9 @@ class Optimizer(torch.optim.Optimizer):
         try:
             if "step" not in state:
                 raise ValueError("'step' is missing")
-            return tuple(identify(self.rule, slot, state, param.numel(), param.shape) for slot in self.rule.slots)
+            return tuple(
+                identify(self.rule, slot, state, param.numel(), param.shape) for slot in self.rule.slots
+            )
         except ValueError as error:
             raise ValueError(f"the state of {name} does not fit: {error}") from None
 
@@ -178,11 +189,11 @@ class Optimizer(torch.optim.Optimizer):
         """
         if every < 1:
             raise ValueError(f"every={every!r}: expected a number of steps, at least 1")
-        entry = (callback, every)
-        self._subscribers[id(entry)] = entry
+        entry, subscribers = (callback, every), self._subscribers
+        subscribers[id(entry)] = entry
 
-        def unsubscribe() -> None:
-            self._subscribers.pop(id(entry), None)
+        def unsubscribe() -> None:  # holds no reference to the optimizer
+            subscribers.pop(id(entry), None)
 
         return unsubscribe
 
@@ -223,8 +234,6 @@ class Optimizer(torch.optim.Optimizer):
         State in another format than ``state=`` asks for (also that of the torch.optim class) is refused with a
         ``ValueError`` that names both, or converted with ``convert=True``. An error leaves the optimizer as it was.
         """
-        from optwatch.optim.checkpoint import load
-
         load(self, state_dict, convert)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -42,7 +42,9 @@ class Binding:
         self._orders = [memory_order(p) for p in params]
         self._plain = all(p.is_contiguous() for p in params)
         # Parameters with gaps between their elements are stepped in a gapless copy.
-        self._copies = {i: flat_copy(p.detach(), None).clone() for i, p in enumerate(params) if self._orders[i] is None}
+        self._copies = {
+            i: flat_copy(p.detach(), None).clone() for i, p in enumerate(params) if self._orders[i] is None
+        }
         self._steps = self._share_steps(states)
         device = params[0].device
         chosen = choose_backend(spec, device, backend)
@@ -109,7 +111,9 @@ class Binding:
         except KeyError:
             return False
 
-    def run(self, groups: Sequence[Mapping[str, Any]], options: Sequence[str], full: bool) -> PlanStats | None:
+    def run(
+        self, groups: Sequence[Mapping[str, Any]], options: Sequence[str], full: bool
+    ) -> PlanStats | None:
         """Step every parameter that has a gradient; None if none has. ``options`` are the rule's hyperparameters."""
         grads, missing = self._gradients()
         if missing == len(grads):
@@ -147,4 +151,3 @@ class Binding:
             if not (self._plain and grad.is_contiguous()):
                 grads[i] = flat_copy(grad, self._orders[i]).contiguous()
         return grads, missing
-

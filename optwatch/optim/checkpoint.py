@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 def load(optimizer: Optimizer, state_dict: Mapping[str, Any], convert: bool) -> None:
     """See :meth:`optwatch.optim.Optimizer.load_state_dict`."""
     state_dict = dict(state_dict)
-    for before in optimizer._optimizer_load_state_dict_pre_hooks.values():
+    # torch has no public way to run the hooks that it lets people register.
+    for before in optimizer._optimizer_load_state_dict_pre_hooks.values():  # noqa: SLF001
         changed = before(optimizer, state_dict)
         if changed is not None:
             state_dict = changed
     groups = _groups(optimizer, state_dict)
     state = _state(optimizer, state_dict, groups, convert)
     optimizer.__setstate__({"state": state, "param_groups": groups})
-    for after in optimizer._optimizer_load_state_dict_post_hooks.values():
+    for after in optimizer._optimizer_load_state_dict_post_hooks.values():  # noqa: SLF001
         after(optimizer)
 
 
@@ -39,17 +40,26 @@ def _groups(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> list[dict[st
     """The optimizer's groups with the checkpoint's options. The state format stays what the constructor asked for."""
     for key in ("state", "param_groups"):
         if key not in state_dict:
-            raise ValueError(f"not an optimizer's state dict: {key!r} is missing, found {sorted(map(str, state_dict))}")
+            raise ValueError(
+                f"not an optimizer's state dict: {key!r} is missing, found {sorted(map(str, state_dict))}"
+            )
     saved, own = state_dict["param_groups"], optimizer.param_groups
     sizes, wanted = [len(group["params"]) for group in saved], [len(group["params"]) for group in own]
     if sizes != wanted:
-        raise ValueError(f"the checkpoint has parameter groups of {sizes} parameters, the optimizer of {wanted}")
+        raise ValueError(
+            f"the checkpoint has parameter groups of {sizes} parameters, the optimizer of {wanted}"
+        )
     groups = []
     for old, new in zip(saved, own, strict=True):
         schema = old.get("schema", new["schema"])
         if schema != new["schema"]:
-            raise ValueError(f"the checkpoint has schema {schema!r}; this version of optwatch reads {new['schema']}")
-        group = {**new, **{key: value for key, value in old.items() if key not in {"params", "state", "schema"}}}
+            raise ValueError(
+                f"the checkpoint has schema {schema!r}; this version of optwatch reads {new['schema']}"
+            )
+        group = {
+            **new,
+            **{key: value for key, value in old.items() if key not in {"params", "state", "schema"}},
+        }
         optimizer.check_options(group)
         groups.append(group)
     return groups
@@ -65,7 +75,7 @@ def _state(
         for position, (param, number) in enumerate(zip(group["params"], saved["params"], strict=True)):
             if number not in found:
                 continue  # it had not been stepped
-            name = optimizer._name(group, position)
+            name = optimizer.parameter_name(group, position)
             loader = _Parameter(optimizer, group, param, name, number)
             loaded[param] = loader.load(dict(found.pop(number)), convert)
     if found:
@@ -76,7 +86,9 @@ def _state(
 class _Parameter:
     """The loading of one parameter's state."""
 
-    def __init__(self, optimizer: Optimizer, group: Mapping[str, Any], param: Tensor, name: str, index: int) -> None:
+    def __init__(
+        self, optimizer: Optimizer, group: Mapping[str, Any], param: Tensor, name: str, index: int
+    ) -> None:
         self.rule, self.format, self.seed = optimizer.rule, str(group["state"]), int(group["seed"])
         self.param, self.name, self.index = param, name, index
 
@@ -92,9 +104,8 @@ class _Parameter:
             except ValueError as error:
                 raise ValueError(f"the checkpoint's state of {self.name} does not fit: {error}") from None
             wanted = codec_for(self.format, slot.kind, self.param.numel())
-            if codec is wanted and self._same_order(saved[slot.name]):
-                state.update(self._take(codec, slot.name, saved))
-            elif codec is wanted and codec.block == 1 and not codec.stochastic:
+            ordered = self._same_order(saved[slot.name]) or (codec.block == 1 and not codec.stochastic)
+            if codec is wanted and ordered:
                 state.update(self._take(codec, slot.name, saved))
             elif convert:
                 state.update(self._convert(codec, wanted, slot.name, saved))
@@ -122,7 +133,9 @@ class _Parameter:
         for buffer in codec.buffers:
             key = buffer_key(codec, slot, buffer)
             like = self.param if buffer.per_block is None else saved[key]
-            taken[key] = torch.empty_like(like, dtype=buffer.dtype, device=self.param.device, requires_grad=False)
+            taken[key] = torch.empty_like(
+                like, dtype=buffer.dtype, device=self.param.device, requires_grad=False
+            )
             taken[key].copy_(saved[key])
         return taken
 
@@ -134,6 +147,8 @@ class _Parameter:
         values = decode(codec, slot, buffers[slot], buffers)
         random = None
         if wanted.stochastic:
-            key = keys(np.array([self.seed % 2**64], np.uint64), np.array([self.index], np.uint64), 1, np.zeros(1))
+            key = keys(
+                np.array([self.seed % 2**64], np.uint64), np.array([self.index], np.uint64), 1, np.zeros(1)
+            )
             random = numbers(key[0, 0].tolist(), 0, self.param.numel(), device)
         return keep(wanted, slot, self.param, values, random)

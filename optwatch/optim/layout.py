@@ -13,7 +13,7 @@ def memory_order(tensor: Tensor) -> tuple[int, ...] | None:
     """The permutation of dimensions that makes ``tensor`` contiguous; None if there is none (gaps, overlaps)."""
     if tensor.is_contiguous():
         return tuple(range(tensor.dim()))
-    order = tuple(sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d)))
+    order = tuple(sorted(range(tensor.dim()), key=lambda d: (-tensor.stride()[d], d)))
     return order if tensor.permute(order).is_contiguous() else None
 
 

@@ -27,7 +27,9 @@ def flat_buffers(
 ) -> dict[str, Tensor]:
     """The buffers of a slot, flat, for a parameter whose memory lies in ``order``; views where possible."""
     return {
-        buffer.name: flat_copy(state[buffer_key(codec, slot, buffer)], order if buffer.per_block is None else None)
+        buffer.name: flat_copy(
+            state[buffer_key(codec, slot, buffer)], order if buffer.per_block is None else None
+        )
         for buffer in codec.buffers
     }
 
@@ -41,7 +43,9 @@ def allocate(codec: Codec, slot: str, param: Tensor) -> dict[str, Tensor]:
     return {buffer_key(codec, slot, buffer): buffers[buffer.name] for buffer in codec.buffers}
 
 
-def keep(codec: Codec, slot: str, param: Tensor, values: Tensor, random: Tensor | None = None) -> dict[str, Tensor]:
+def keep(
+    codec: Codec, slot: str, param: Tensor, values: Tensor, random: Tensor | None = None
+) -> dict[str, Tensor]:
     """State for one slot of ``param`` that holds ``values``, fp32 of the parameter's shape, by key."""
     state = allocate(codec, slot, param)
     order = memory_order(param)
@@ -60,7 +64,9 @@ def identify(rule: Rule, slot: Slot, state: Mapping[str, Any], numel: int, shape
     primary = state.get(slot.name)
     if not isinstance(primary, Tensor):
         found = "nothing" if primary is None else type(primary).__name__
-        raise ValueError(f"slot {slot.name!r} should be a tensor of shape {tuple(shape)}, found {found}")
+        raise ValueError(  # noqa: TRY004 - what a checkpoint holds, not an argument of the wrong type
+            f"slot {slot.name!r} should be a tensor of shape {tuple(shape)}, found {found}"
+        )
     others = {key.removeprefix(f"{slot.name}_") for key in _auxiliary(rule, slot) if key in state}
     codec = find_codec(slot.kind, primary.dtype, others)
     if codec is None:  # auxiliary buffers of an earlier format may have been left behind
@@ -75,7 +81,9 @@ def identify(rule: Rule, slot: Slot, state: Mapping[str, Any], numel: int, shape
     for buffer in codec.buffers[1:]:
         length, wanted = len(state[buffer_key(codec, slot.name, buffer)]), codec.length(buffer, numel)
         if length != wanted:
-            raise ValueError(f"{buffer_key(codec, slot.name, buffer)!r} has {length} values, expected {wanted}")
+            raise ValueError(
+                f"{buffer_key(codec, slot.name, buffer)!r} has {length} values, expected {wanted}"
+            )
     return codec
 
 
@@ -87,4 +95,3 @@ def _auxiliary(rule: Rule, slot: Slot) -> set[str]:
         for buffer in chosen[slot.kind].buffers[1:]
     }
     return keys - {other.name for other in rule.slots}
-

@@ -34,7 +34,9 @@ class Rule(abc.ABC):
     scalars: tuple[str, ...]
 
     @abc.abstractmethod
-    def prepare(self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]) -> NDArray[np.float32]:
+    def prepare(
+        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
         """The scalars of ``n`` tensors as ``[n, len(scalars)]``.
 
         ``options`` holds each hyperparameter of the parameter groups and ``step`` the number of this step, from 1,

@@ -28,7 +28,9 @@ def uniform(numel: int, seed: int = 3) -> torch.Tensor:
     return torch.randint(0, 65536, (numel,), generator=torch.Generator().manual_seed(seed)).float()
 
 
-def round_trip(codec: Codec, values: torch.Tensor, seed: int = 3) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def round_trip(
+    codec: Codec, values: torch.Tensor, seed: int = 3
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     buffers = codec.allocate(len(values), CPU)
     stored = codec.store(values, buffers, uniform(len(values), seed))
     torch.testing.assert_close(stored, codec.load(buffers), rtol=0, atol=0, equal_nan=True)
@@ -65,7 +67,9 @@ class TestEveryCodec:
         for name, buffer in whole.items():
             assert torch.equal(buffer, pieces[name])
 
-    def test_a_value_that_is_not_finite_stays_so(self, key: tuple[str, Kind], codec: Codec, numel: int) -> None:
+    def test_a_value_that_is_not_finite_stays_so(
+        self, key: tuple[str, Kind], codec: Codec, numel: int
+    ) -> None:
         """NaN and Inf are never turned into numbers; other blocks do not suffer."""
         for bad in (math.nan, math.inf):
             values = sample(key[1], numel)
@@ -89,7 +93,9 @@ class TestEveryCodec:
 def test_cubic_codes_all_decode_and_encode_to_themselves() -> None:
     """All 255 codes, at many scales."""
     codes = torch.arange(-127, 128, dtype=torch.int8)
-    block = torch.cat([codes[:127], codes[-1:], codes[127:]])  # each half with a 127, so that it keeps its scale
+    block = torch.cat(
+        [codes[:127], codes[-1:], codes[127:]]
+    )  # each half with a 127, so that it keeps its scale
     for exponent in range(-95, 127, 7):
         buffers = CUBIC.allocate(256, CPU)
         buffers["codes"].copy_(block)
@@ -239,7 +245,9 @@ class TestRandomNumbers:
     def test_steps_of_one_element_are_independent(self) -> None:
         """A second moment sees the numbers of one element over thousands of steps."""
         steps = 4096
-        series = torch.stack([random.numbers(self.key(step=s), 1000, 1064, CPU) for s in range(1, steps + 1)]).double()
+        series = torch.stack(
+            [random.numbers(self.key(step=s), 1000, 1064, CPU) for s in range(1, steps + 1)]
+        ).double()
         series = (series - series.mean(0)) / series.std(0)
         assert (series[1:] * series[:-1]).mean(0).abs().max() < 5 / math.sqrt(steps)
 

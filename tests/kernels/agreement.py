@@ -69,7 +69,9 @@ def few_cases() -> list[Case]:
     """Every rule × format and every pair of element types at least once, for backends that are slow to run."""
     types = itertools.cycle(itertools.product(DTYPES, DTYPES))
     return [
-        Case(name, (fmt,) * len(rule.slots), *next(types)) for name, rule in RULES.items() for fmt in (*FORMATS, "int8")
+        Case(name, (fmt,) * len(rule.slots), *next(types))
+        for name, rule in RULES.items()
+        for fmt in (*FORMATS, "int8")
     ]
 
 
@@ -121,7 +123,9 @@ def items(spec: PlanSpec, sizes: Sequence[int], patterns: Sequence[str], steps: 
     for size, pattern in itertools.product(sizes, patterns):
         gen = torch.Generator().manual_seed(size * 31 + len(pattern))
         draw = PATTERNS[pattern]
-        scale = {"tiny": 1e-30, "huge": 1e15, "small": 1e-6}.get(pattern, 1.0)  # huge: v must stay within fp32
+        scale = {"tiny": 1e-30, "huge": 1e15, "small": 1e-6}.get(
+            pattern, 1.0
+        )  # huge: v must stay within fp32
         slots = []
         for slot, codec in zip(spec.rule.slots, spec.codecs, strict=True):
             values = scale * _spread(size, gen) if pattern != "zero" else torch.zeros(size)
@@ -154,10 +158,14 @@ def scalars_of(rule: Rule, n: int, step: int) -> np.ndarray:
 
 
 def keys_of(spec: PlanSpec, n: int, step: int) -> np.ndarray:
-    return keys(np.zeros(n, np.uint64), np.arange(n, dtype=np.uint64), len(spec.codecs), np.full(n, float(step)))
+    return keys(
+        np.zeros(n, np.uint64), np.arange(n, dtype=np.uint64), len(spec.codecs), np.full(n, float(step))
+    )
 
 
-def check_agreement(name: str, case: Case, sizes: Sequence[int], patterns: Sequence[str], steps: int = 2) -> None:
+def check_agreement(
+    name: str, case: Case, sizes: Sequence[int], patterns: Sequence[str], steps: int = 2
+) -> None:
     """One backend against the reference, step by step, each step from the reference's state."""
     spec = case.spec()
     cases = items(spec, sizes, patterns, steps)
@@ -189,7 +197,9 @@ def compare_tensor(
         for a, b in itertools.chain([(own.param, before.param)], _buffers(own, before)):
             assert torch.equal(a, b), f"{label}: changed without a gradient"
         return 0, 0
-    close(own.param, truth.param, _magnitude(spec, before, grad, scalars), spec.param_dtype, f"{label}: weights")
+    close(
+        own.param, truth.param, _magnitude(spec, before, grad, scalars), spec.param_dtype, f"{label}: weights"
+    )
     equal = total = 0
     for slot, codec, mine, theirs, old in zip(
         spec.rule.slots, spec.codecs, own.slots, truth.slots, before.slots, strict=True
@@ -197,7 +207,9 @@ def compare_tensor(
         what = f"{label}: {slot.name}"
         primary = codec.buffers[0]
         if primary.dtype.is_floating_point:
-            scale = codec.load(old).abs() + grad.float().abs() ** (2 if slot.kind is Kind.SECOND_MOMENT else 1)
+            scale = codec.load(old).abs() + grad.float().abs() ** (
+                2 if slot.kind is Kind.SECOND_MOMENT else 1
+            )
             close(codec.load(mine), codec.load(theirs), scale, primary.dtype, what)
             continue
         codes = [buffers[primary.name].int() for buffers in (mine, theirs)]
@@ -245,9 +257,14 @@ def exact_row(
 ) -> dict[str, tuple[float, float]]:
     """Each field of a row in float64, with the sum of magnitudes that its error is measured by."""
     rule, h = spec.rule, dict(zip(spec.rule.scalars, scalars.tolist(), strict=True))
-    load = [(codec.load(b).double(), codec.load(a).double()) for codec, b, a in zip(spec.codecs, before.slots, after.slots, strict=True)]  # fmt: skip
+    load = [
+        (codec.load(old).double(), codec.load(new).double())
+        for codec, old, new in zip(spec.codecs, before.slots, after.slots, strict=True)
+    ]
     g = grad.double()
-    exact = [x.float().double() for x in rule.advance([old for old, _ in load], g, h)]  # a moment that fp32 can hold
+    exact = [
+        x.float().double() for x in rule.advance([old for old, _ in load], g, h)
+    ]  # a moment that fp32 can hold
     u = rule.update(exact, g, h)
     error = rule.update([new for _, new in load], g, h) - u
     row = {
@@ -259,7 +276,9 @@ def exact_row(
         "moment_grad": (exact[0] * g, (exact[0] * g).abs()),
         "unchanged": ((after.param == before.param).double(),) * 2,
     }
-    for slot, codec, buffers, x, (_, y) in zip(rule.slots, spec.codecs, after.slots, exact, load, strict=True):
+    for slot, codec, buffers, x, (_, y) in zip(
+        rule.slots, spec.codecs, after.slots, exact, load, strict=True
+    ):
         fields = _slot_row(slot.kind, codec, buffers, x, y)
         row |= {f"{slot.name}.{field}": value for field, value in fields.items()}
     summed = {field: tuple(float(v.sum()) for v in pair) for field, pair in row.items()}
@@ -312,7 +331,9 @@ def check_statistics(
         elif not math.isfinite(expected) or magnitude > 1e37:
             assert not math.isfinite(value) or abs(value - expected) <= 1e-4 * magnitude, what
         elif field.endswith("underflow"):
-            assert abs(value - expected) <= 1e-3 * len(grad), what  # an element at the edge may round either way
+            assert abs(value - expected) <= 1e-3 * len(grad), (
+                what
+            )  # an element at the edge may round either way
         else:
             assert abs(value - expected) <= 1e-4 * magnitude + len(grad) * 1e-37, what
 

@@ -51,7 +51,13 @@ def assert_same(left: list[nn.Parameter], right: list[nn.Parameter], **tolerance
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"lr": 1e-2, "weight_decay": 0.3}, {"betas": (0.5, 0.9), "eps": 1e-4}, {"maximize": True}, {"betas": (0.0, 0.0)}],
+    [
+        {},
+        {"lr": 1e-2, "weight_decay": 0.3},
+        {"betas": (0.5, 0.9), "eps": 1e-4},
+        {"maximize": True},
+        {"betas": (0.0, 0.0)},
+    ],
     ids=str,
 )
 def test_fp32_state_equals_torch(backend: str, options: dict[str, Any]) -> None:
@@ -88,7 +94,9 @@ def test_state_dict_round_trip_continues_bit_by_bit(state: str, backend: str, tm
     params, others = parameters(), parameters(seed=7)
     first = AdamW(params, lr=1e-2, state=state, seed=5, backend=backend)
     train(first, params, range(7))
-    torch.save({"optimizer": first.state_dict(), "weights": [p.detach() for p in params]}, tmp_path / "checkpoint")
+    torch.save(
+        {"optimizer": first.state_dict(), "weights": [p.detach() for p in params]}, tmp_path / "checkpoint"
+    )
     saved = torch.load(tmp_path / "checkpoint", weights_only=True)
     second = AdamW(others, lr=5.0, state=state, backend=backend)
     second.load_state_dict(saved["optimizer"])
@@ -101,7 +109,9 @@ def test_state_dict_round_trip_continues_bit_by_bit(state: str, backend: str, tm
     assert second.param_groups[0]["lr"] == 1e-2
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"]
+)
 def test_copies_continue_bit_by_bit(copied: Callable[[Any], Any]) -> None:
     """A copy has state of its own and the same future."""
     params = parameters()
@@ -138,7 +148,9 @@ def test_another_format_is_refused_or_converted() -> None:
     source = AdamW(params.items(), state="fp32")
     train(source, list(params.values()), range(5))
     target = AdamW(params.items(), state="int8")
-    with pytest.raises(ValueError, match="'exp_avg' of parameter 'layer.weight' as fp32, state='int8' asks for int8_cubic"):
+    with pytest.raises(
+        ValueError, match=r"'exp_avg' of parameter 'layer\.weight' as fp32, state='int8' asks for int8_cubic"
+    ):
         target.load_state_dict(source.state_dict())
     assert not target.state
     target.load_state_dict(source.state_dict(), convert=True)
@@ -187,7 +199,10 @@ def _damage_groups(state: dict[str, Any]) -> None:
     ("damage", "message"),
     [
         (_damage_missing, "parameter 'w' does not fit: slot 'exp_avg_sq' should be a tensor"),
-        (_damage_shape, r"parameter 'w' does not fit: slot 'exp_avg' has shape \(63, 80\), the parameter \(64, 80\)"),
+        (
+            _damage_shape,
+            r"parameter 'w' does not fit: slot 'exp_avg' has shape \(63, 80\), the parameter \(64, 80\)",
+        ),
         (_damage_scale, "parameter 'w' does not fit: 'exp_avg_scale' has 39 values, expected 40"),
         (_damage_step, "state of parameter 'w' has no 'step'"),
         (_damage_dtype, "parameter 'w' does not fit: slot 'exp_avg' has dtype torch.float64"),
@@ -197,7 +212,9 @@ def _damage_groups(state: dict[str, Any]) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_damaged_checkpoint_is_refused_by_name(damage: Callable[[dict[str, Any]], None], message: str) -> None:
+def test_a_damaged_checkpoint_is_refused_by_name(
+    damage: Callable[[dict[str, Any]], None], message: str
+) -> None:
     """What was found and what was expected; the optimizer stays as it was and trains on."""
     param = nn.Parameter(torch.randn(64, 80))
     optimizer = AdamW([("w", param)], state="int8")
@@ -286,14 +303,16 @@ class TestDropIn:
                     optimizer.add_param_group({"params": params[-1:], "lr": 1e-2})
                 optimizer.step()
         assert_same(ours, theirs, rtol=1e-5, atol=1e-6)
-        assert [mine.state[p]["step"].item() for p in ours] == [oracle.state[p]["step"].item() for p in theirs]
+        assert [mine.state[p]["step"].item() for p in ours] == [
+            oracle.state[p]["step"].item() for p in theirs
+        ]
 
     def test_schedulers_change_the_rate(self) -> None:
         """Among them one that also moves betas."""
         for make in (
             lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 10),
             lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=10),
-            lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
+            lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda epoch: 1 / (1 + epoch)),
         ):
             ours, theirs = parameters(), parameters()
             for params, optimizer in ((ours, AdamW(ours)), (theirs, torch.optim.AdamW(theirs))):
@@ -455,7 +474,7 @@ class TestBadInput:
         param = nn.Parameter(torch.ones(3, 3))
         optimizer = AdamW([("table", param)])
         param.grad = torch.eye(3).to_sparse()
-        with pytest.raises(RuntimeError, match="parameter 'table' has a torch.sparse_coo gradient"):
+        with pytest.raises(RuntimeError, match=r"parameter 'table' has a torch\.sparse_coo gradient"):
             optimizer.step()
 
     def test_every_of_a_subscription(self) -> None:
@@ -469,7 +488,9 @@ class TestBadInput:
         optimizer = AdamW([("w", param)], state="int8")
         train(optimizer, [param], range(1))
         optimizer.state[param]["exp_avg"] = torch.zeros(7)
-        with pytest.raises(ValueError, match=r"state of parameter 'w' does not fit: slot 'exp_avg' has shape \(7,\)"):
+        with pytest.raises(
+            ValueError, match=r"state of parameter 'w' does not fit: slot 'exp_avg' has shape \(7,\)"
+        ):
             train(optimizer, [param], range(1))
 
     def test_pickled_bytes_hold_no_pointer(self) -> None:

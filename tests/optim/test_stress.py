@@ -22,7 +22,9 @@ def _one_thread() -> object:
 
 def make(state: str, backend: str) -> object:
     def optimizer(param: torch.Tensor) -> AdamW:
-        return AdamW([param], lr=1.0, betas=(BETA1, BETA2), eps=EPS, weight_decay=0.0, state=state, backend=backend)
+        return AdamW(
+            [param], lr=1.0, betas=(BETA1, BETA2), eps=EPS, weight_decay=0.0, state=state, backend=backend
+        )
 
     return optimizer
 

@@ -28,7 +28,9 @@ class AdamW(Rule):
         "decay",  # 1 - lr * weight_decay
     )
 
-    def prepare(self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]) -> NDArray[np.float32]:
+    def prepare(
+        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
+    ) -> NDArray[np.float32]:
         """Bias corrections in float64: 1 - beta2**step loses three digits in fp32 at the first step."""
         beta1, beta2 = options["betas"].T
         scalars = np.empty((len(step), len(self.scalars)), np.float32)
