@@ -12,6 +12,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # One set of pins for everything that is installed here, the build's own requirements included (hence no isolation).
 PINS   := --quiet --constraint constraints.txt
 NATIVE := $(shell find csrc optwatch -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt 2>/dev/null)
+BENCH  ?= $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 PYTEST := $(BIN)/python -P -m pytest
 ifeq ($(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null),False)
 PYTEST := $(BIN)/pytest
@@ -82,8 +83,8 @@ generate: $(VENV)/.test ## write docs/metrics.md, the dashboard and the rules fr
 	$(BIN)/python tools/generate.py
 
 .PHONY: bench
-bench: $(VENV)/.bench ## measure, and write benchmarks/results/
-	$(BIN)/python -m benchmarks $(BENCH)
+bench: $(VENV)/.bench ## measure, and write benchmarks/results/; one of them with BENCH=agent
+	for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py; done
 
 .PHONY: build
 build: $(VENV)/.base ## a wheel in dist/

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import json
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -13,10 +12,9 @@ from dataclasses import dataclass
 import click
 from prometheus_client.parser import text_string_to_metric_families
 
-from optwatch.board import BoardDirectoryError, board_directory
+from optwatch.board import BoardDirectoryError, board_directory, find_agent
 from optwatch.metrics.catalogue import CATALOGUE
 
-AGENT_FILE = "agent.json"
 TIMEOUT = 3.0  # seconds that one scrape may take
 _ACCEPT = "text/plain; version=0.0.4"
 _LARGEST_PAGE = 64 << 20  # bytes; hundreds of ranks with 300 series each stay far below
@@ -99,14 +97,16 @@ def parse(body: bytes, url: str) -> Page:
 
 
 def default_url() -> str:
-    """The address of this user's agent on this machine, which it leaves beside the boards."""
+    """The address of this user's living agent on this machine, which it leaves beside the boards."""
     try:
-        url = json.loads((board_directory() / AGENT_FILE).read_text())["url"]
-    except (OSError, ValueError, KeyError, TypeError, BoardDirectoryError) as error:
+        url = find_agent(board_directory())
+    except BoardDirectoryError as error:
+        raise ScrapeError(f"no agent can be found: {error}") from error
+    if url is None:
         raise ScrapeError(
-            "no agent is running here: start a run that calls optwatch.watch(), or name its URL"
-        ) from error
-    return normalise_url(str(url))
+            "no agent is running here: start a run that calls optwatch.watch(), or name the agent's URL"
+        )
+    return normalise_url(url)
 
 
 def _words(reason: object) -> str:

@@ -57,7 +57,7 @@ def test_the_injected_resume_is_seen() -> None:
 
 
 def test_it_can_be_scraped_while_it_runs() -> None:
-    """The address is printed first; what it serves is this run."""
+    """The address is printed first; what it serves is this run, and `optwatch top` finds it by itself."""
     command = [sys.executable, "-m", "optwatch", "demo", "--device", "cpu", "--seconds", "12"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -67,9 +67,15 @@ def test_it_can_be_scraped_while_it_runs() -> None:
                 break
         with urllib.request.urlopen(url, timeout=5) as response:
             page = parse(response.read(), url)
+        look = subprocess.run(
+            [sys.executable, "-m", "optwatch", "top", "--once"], capture_output=True, text=True, check=False
+        )
         process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0
     assert page.total("optwatch.rank_up") == 1
+    assert look.returncode == 0, look.stderr
+    assert url in look.stdout
+    assert "running" in look.stdout
     steps = page.total("optwatch.steps")
     assert steps is not None
     assert steps >= 1
