@@ -18,7 +18,9 @@ __all__ = ["Settings", "serve"]
 def __getattr__(name: str) -> Any:
     """Load ``serve`` on first use."""
     if name != "serve":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it exports {', '.join(__all__)}")
+        raise AttributeError(
+            f"module {__name__!r} has no attribute {name!r}; it exports {', '.join(__all__)}"
+        )
     from optwatch.agent.service import serve  # noqa: PLC0415 - the point of this function
 
     return serve

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -40,8 +41,8 @@ class Watchdog:
         self._calls.put((function, future))
         try:
             return future.result(self._limit)
-        except TimeoutError:
-            if future.done():  # the function's own TimeoutError
+        except FutureTimeoutError:  # the builtin one from Python 3.11 on
+            if future.done():  # the function's own
                 raise
             self._stuck = future
             raise HungError(f"{self._name}: no answer for {self._limit:g} s") from None

@@ -28,11 +28,13 @@ def board_directory() -> Path:
     name = f"optwatch-{os.getuid()}"
     reasons = []
     for root in ("/dev/shm", tempfile.gettempdir()):  # noqa: S108 - checked by secure_directory
+        if not Path(root).is_dir():  # no shared memory here, and it is not ours to make
+            continue
         try:
             return secure_directory(Path(root) / name)
         except BoardDirectoryError as error:
             reasons.append(str(error))
-    raise BoardDirectoryError("; ".join(reasons))
+    raise BoardDirectoryError("; ".join(reasons) or f"no directory for boards found; set {ENVIRONMENT}")
 
 
 def secure_directory(path: str | os.PathLike[str]) -> Path:

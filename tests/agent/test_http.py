@@ -143,10 +143,14 @@ def test_a_byte_at_a_time_gains_nothing(address: str) -> None:
     parts = urlsplit(address)
     connection = socket.create_connection((parts.hostname, parts.port))
     end = time.monotonic() + 3 * server._REQUEST_SECONDS
-    with pytest.raises(OSError):  # noqa: PT011 - reset or broken pipe, as the system likes
+
+    def drip() -> None:
         while time.monotonic() < end:
             connection.sendall(b"X")
             time.sleep(0.2)
+
+    with pytest.raises(OSError):  # noqa: PT011 - reset or broken pipe, as the system likes
+        drip()
     connection.close()
 
 

@@ -65,8 +65,8 @@ def test_started_once_and_found_by_all(directory: Path) -> None:
     pid = json.loads((directory / "agent.json").read_text())["pid"]
     assert os.getsid(pid) == pid
     assert os.getpriority(os.PRIO_PROCESS, pid) >= 10
-    assert os.readlink(f"/proc/{pid}/fd/0") == "/dev/null"
-    assert {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in (1, 2)} == {str(directory / "agent.log")}
+    assert Path(f"/proc/{pid}/fd/0").readlink() == Path("/dev/null")
+    assert {Path(f"/proc/{pid}/fd/{fd}").readlink() for fd in (1, 2)} == {directory / "agent.log"}
 
 
 def test_killed_agent_is_replaced(directory: Path) -> None:

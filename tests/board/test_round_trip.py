@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from board_samples import Feed, schema
@@ -31,6 +31,9 @@ from optwatch.board import (
     fold_to_groups,
 )
 from optwatch.metrics.fields import row_fields
+
+# Python 3.12 and later warn of forking a process with threads; forking is what is tested here.
+forks = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 words = st.text(min_size=1, max_size=8)
 labels = st.dictionaries(words, words, max_size=3)
@@ -73,13 +76,14 @@ def schemas(draw: st.DrawFn) -> Schema:
     )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(schemas())
 def test_schema_survives_json(made: Schema) -> None:
     """A schema is the same after writing and reading it."""
     assert Schema.from_json(made.to_json()) == made
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(made=schemas(), data=st.data(), seed=st.integers(0, 1 << 32))
 def test_any_board_survives_the_file(tmp_path_factory, made: Schema, data: st.DataObject, seed: int) -> None:
     """Random schemas and records, NaN and Inf included, come back bit for bit and in order."""
@@ -200,6 +204,7 @@ def test_wrong_shapes_are_named(tmp_path: Path) -> None:
     assert BoardReader(feed.writer.path).poll().live.step == 1
 
 
+@forks
 def test_forked_child_writes_nothing(tmp_path: Path) -> None:
     """A DataLoader worker inherits the writer; nothing it does may reach the board or end its lock."""
     feed = Feed(BoardWriter.create(tmp_path, schema()))
@@ -219,6 +224,7 @@ def test_forked_child_writes_nothing(tmp_path: Path) -> None:
     assert feed.publish()
 
 
+@forks
 def test_a_reader_in_the_writers_process_does_not_end_its_lock(tmp_path: Path) -> None:
     """Closing any descriptor of a locked file drops the lock: readers in this process must not hold their own."""
     feed = Feed(BoardWriter.create(tmp_path, schema()))
