@@ -5,8 +5,8 @@ torch.optim's own loader casts every state tensor to its parameter's dtype: int8
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -16,12 +16,28 @@ from optwatch.codecs import Codec, codec_for, state_format
 from optwatch.kernels.random import keys, numbers
 from optwatch.optim.layout import flat, memory_order
 from optwatch.optim.slots import buffer_key, decode, identify, keep
-
-if TYPE_CHECKING:
-    from optwatch.optim.base import Optimizer
+from optwatch.rules import Rule
 
 
-def load(optimizer: Optimizer, state_dict: Mapping[str, Any], convert: bool) -> None:
+class Loadable(Protocol):
+    """The optimizer, as far as loading is concerned."""
+
+    rule: ClassVar[Rule]
+    param_groups: list[dict[str, Any]]
+    _optimizer_load_state_dict_pre_hooks: dict[int, Callable[..., Any]]
+    _optimizer_load_state_dict_post_hooks: dict[int, Callable[..., Any]]
+
+    def check_options(self, group: Mapping[str, Any]) -> None:
+        """Raise a ``ValueError`` for an option that is out of range."""
+
+    def parameter_name(self, group: Mapping[str, Any], position: int) -> str:
+        """How messages name a parameter."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over new state and groups."""
+
+
+def load(optimizer: Loadable, state_dict: Mapping[str, Any], convert: bool) -> None:
     """See :meth:`optwatch.optim.Optimizer.load_state_dict`."""
     state_dict = dict(state_dict)
     # torch has no public way to run the hooks that it lets people register.
@@ -36,7 +52,7 @@ def load(optimizer: Optimizer, state_dict: Mapping[str, Any], convert: bool) -> 
         after(optimizer)
 
 
-def _groups(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _groups(optimizer: Loadable, state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The optimizer's groups with the checkpoint's options. The state format stays what the constructor asked for."""
     for key in ("state", "param_groups"):
         if key not in state_dict:
@@ -66,7 +82,7 @@ def _groups(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> list[dict[st
 
 
 def _state(
-    optimizer: Optimizer, state_dict: Mapping[str, Any], groups: list[dict[str, Any]], convert: bool
+    optimizer: Loadable, state_dict: Mapping[str, Any], groups: list[dict[str, Any]], convert: bool
 ) -> dict[Tensor, dict[str, Any]]:
     """The checkpoint's state, checked, converted if asked to, on the parameters' devices."""
     found = dict(state_dict["state"])
@@ -87,7 +103,7 @@ class _Parameter:
     """The loading of one parameter's state."""
 
     def __init__(
-        self, optimizer: Optimizer, group: Mapping[str, Any], param: Tensor, name: str, index: int
+        self, optimizer: Loadable, group: Mapping[str, Any], param: Tensor, name: str, index: int
     ) -> None:
         self.rule, self.format, self.seed = optimizer.rule, str(group["state"]), int(group["seed"])
         self.param, self.name, self.index = param, name, index
