@@ -64,13 +64,15 @@ def run_demo(options: DemoOptions) -> None:
     optimizer = AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.1, state="int8")
     with optwatch.watch(optimizer, model=model, every=EVERY) as watch:
         screen = Screen(watch.metrics_url, watch.run_id)
-        with screen:
-            screen.say(
-                f"Training a GPT-2 of {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters on "
-                f"{device}, {BATCH} x {CONTEXT} bytes of Python's help texts a step, AdamW with int8 state."
-            )
-            _train(options, device, model, optimizer, watch, screen)
-    screen.summarise()
+        try:
+            with screen:
+                screen.say(
+                    f"Training a GPT-2 of {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters on "
+                    f"{device}, {BATCH} x {CONTEXT} bytes of Python's help texts a step, AdamW with int8 state."
+                )
+                _train(options, device, model, optimizer, watch, screen)
+        finally:
+            screen.summarise()
 
 
 def _train(
@@ -100,6 +102,7 @@ def _train(
         scheduler.step()
         optimizer.zero_grad()
         progress.step += 1
+        screen.step = progress.step
 
 
 def _device(name: str | None) -> torch.device:

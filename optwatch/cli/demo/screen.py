@@ -31,6 +31,7 @@ class Screen:
         self._tracker = Tracker()
         self._snapshot = Snapshot(runs=(), devices=())
         self._story = _Story()
+        self.step = 0  # set by the training loop, for when nothing can be scraped
         self._note = ""
         self._answered = time.monotonic()
         self._stop = threading.Event()
@@ -66,7 +67,7 @@ class Screen:
             for text in self._story.summary(self._snapshot.runs[0]):
                 self.say(text)
         else:
-            self.say("The run is over; no metrics were seen.")
+            self.say(f"Done: {self.step} steps; no metrics were seen.")
 
     def _follow(self) -> None:
         shown = time.monotonic()
@@ -96,7 +97,8 @@ class Screen:
         if self._live is not None:
             self._live.update(draw(self._snapshot, self._url or "", self._note), refresh=True)
         else:
-            self.say(self._note or line(self._snapshot))
+            seen = line(self._snapshot) if self._snapshot.runs else f"step {self.step}, no metrics yet"
+            self.say(self._note or seen)
 
 
 class _Story:
