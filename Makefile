@@ -12,7 +12,6 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # One set of pins for everything that is installed here, the build's own requirements included (hence no isolation).
 PINS   := --quiet --constraint constraints.txt
 NATIVE := $(shell find csrc optwatch -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt 2>/dev/null)
-BENCH  ?= $(patsubst benchmarks/%.py,%,$(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)))
 PYTEST := $(BIN)/python -P -m pytest
 ifeq ($(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null),False)
 PYTEST := $(BIN)/pytest
@@ -83,8 +82,8 @@ generate: $(VENV)/.test ## write docs/metrics.md, the dashboard and the rules fr
 	$(BIN)/python tools/generate.py
 
 .PHONY: bench
-bench: $(VENV)/.bench ## measure, and write benchmarks/results/; one of them with BENCH=agent
-	for name in $(BENCH); do $(BIN)/python benchmarks/$$name.py; done
+bench: $(VENV)/.bench ## measure, and write benchmarks/results/; one of them with BENCH=cpu
+	$(BIN)/python -m benchmarks $(BENCH)
 
 .PHONY: build
 build: $(VENV)/.base ## a wheel in dist/
