@@ -62,8 +62,7 @@ class ReferencePlan:
         grad = grad.float()
 
         old = [codec.load(buffer) for codec, buffer in zip(codecs, buffers, strict=True)]
-        exact = rule.advance(old, grad, h)
-        update = rule.update(exact, grad, h)
+        exact, update = rule.step(old, grad, weight.float(), h)
         new_weight = rule.apply(weight.float(), update, h).to(weight.dtype)
         stored = [
             codec.store(
@@ -75,7 +74,7 @@ class ReferencePlan:
         fields = [_sum_sq(grad), (~grad.isfinite()).sum(), _sum_sq(update)]
         if full:
             fields += [
-                _sum_sq(rule.update(stored, grad, h) - update),
+                _sum_sq(rule.update(stored, grad, h) - rule.update(exact, grad, h)),
                 _sum_sq(new_weight),
                 _sum(exact[0] * grad),
                 (new_weight == weight).sum(),
@@ -115,4 +114,3 @@ def _merge(row: Tensor, other: Tensor, slots: int) -> Tensor:
     """Two rows of the same tensor as one."""
     maxima = torch.from_numpy(maximum_columns(slots)).to(row.device)
     return torch.where(maxima, torch.maximum(row, other), row + other)
-

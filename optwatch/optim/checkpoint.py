@@ -5,6 +5,7 @@ torch.optim's own loader casts every state tensor to its parameter's dtype: int8
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -24,8 +25,8 @@ class Loadable(Protocol):
 
     rule: ClassVar[Rule]
     param_groups: list[dict[str, Any]]
-    _optimizer_load_state_dict_pre_hooks: dict[int, Callable[..., Any]]
-    _optimizer_load_state_dict_post_hooks: dict[int, Callable[..., Any]]
+    _optimizer_load_state_dict_pre_hooks: OrderedDict[int, Callable[[Any, dict[str, Any]], dict[str, Any] | None]]
+    _optimizer_load_state_dict_post_hooks: OrderedDict[int, Callable[[Any], None]]
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise a ``ValueError`` for an option that is out of range."""

@@ -22,10 +22,10 @@ class Slot:
 
 
 class Rule(abc.ABC):
-    """An elementwise update rule: state and gradient to new state, new state to update, update to new weight.
+    """An elementwise update rule: :meth:`step` to new state and update, :meth:`apply` to the new weight.
 
-    The split into :meth:`advance` and :meth:`update` lets a step compute the update twice, from the exact and from
-    the stored state, which is how the error that quantisation causes is measured.
+    :meth:`update` computes the update once more from the new state. A step with full statistics calls it for the
+    exact and for the stored state, which is how the error that quantisation causes is measured.
     """
 
     name: str
@@ -44,12 +44,14 @@ class Rule(abc.ABC):
         """
 
     @abc.abstractmethod
-    def advance(self, state: Sequence[Tensor], grad: Tensor, h: Mapping[str, float]) -> tuple[Tensor, ...]:
-        """The exact new state, slot by slot; ``h`` holds the scalars by name."""
+    def step(
+        self, state: Sequence[Tensor], grad: Tensor, weight: Tensor, h: Mapping[str, float]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The exact new state, slot by slot, and what is subtracted from the weight; ``h`` holds the scalars by name."""
 
     @abc.abstractmethod
     def update(self, state: Sequence[Tensor], grad: Tensor, h: Mapping[str, float]) -> Tensor:
-        """What is subtracted from the weight, computed from the new ``state``."""
+        """What is subtracted from the weight, as far as it follows from the new ``state``."""
 
     @abc.abstractmethod
     def apply(self, weight: Tensor, update: Tensor, h: Mapping[str, float]) -> Tensor:

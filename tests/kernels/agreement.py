@@ -228,8 +228,8 @@ def _magnitude(spec: PlanSpec, before: PlanTensor, grad: Tensor, scalars: np.nda
     """The size of what a weight is summed up from; the sum itself may be small because its terms cancel."""
     h = dict(zip(spec.rule.scalars, scalars.tolist(), strict=True))
     old = [codec.load(buffers).abs() for codec, buffers in zip(spec.codecs, before.slots, strict=True)]
-    update = spec.rule.update(spec.rule.advance(old, grad.float().abs(), h), grad.float().abs(), h)
-    return before.param.float().abs() + update.abs()
+    weight = before.param.float().abs()
+    return weight + spec.rule.step(old, grad.float().abs(), weight, h)[1].abs()
 
 
 def close(mine: Tensor, theirs: Tensor, scale: Tensor, dtype: torch.dtype, what: str) -> None:
@@ -262,16 +262,17 @@ def exact_row(
         for codec, old, new in zip(spec.codecs, before.slots, after.slots, strict=True)
     ]
     g = grad.double()
-    exact = [
-        x.float().double() for x in rule.advance([old for old, _ in load], g, h)
-    ]  # a moment that fp32 can hold
-    u = rule.update(exact, g, h)
-    error = rule.update([new for _, new in load], g, h) - u
+    moments, u = rule.step([old for old, _ in load], g, before.param.double(), h)
+    exact = [x.float().double() for x in moments]  # moments that fp32 can hold
+    again = rule.update(exact, g, h)
+    for x in exact:  # beyond the range of fp32 the update follows from what became of the moment
+        u = torch.where(x.isfinite(), u, again)
+    error = rule.update([new for _, new in load], g, h) - again
     row = {
         "grad_sq": (g.square(), g.square()),
         "nonfinite": ((~g.isfinite()).double(),) * 2,
         "update_sq": (u.square(), u.square()),
-        "update_error_sq": (error.square(), _difference(error, u)),
+        "update_error_sq": (error.square(), _difference(error, again)),
         "weight_sq": (after.param.double().square(),) * 2,
         "moment_grad": (exact[0] * g, (exact[0] * g).abs()),
         "unchanged": ((after.param == before.param).double(),) * 2,

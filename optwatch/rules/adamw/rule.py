@@ -44,14 +44,17 @@ class AdamW(Rule):
         scalars[:, 7] = 1 - options["lr"] * options["weight_decay"]
         return scalars
 
-    def advance(self, state: Sequence[Tensor], grad: Tensor, h: Mapping[str, float]) -> tuple[Tensor, ...]:
-        """New first and second moment."""
+    def step(
+        self, state: Sequence[Tensor], grad: Tensor, weight: Tensor, h: Mapping[str, float]
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """New first and second moment, and the update from them."""
         exp_avg, exp_avg_sq = state
         grad = grad * h["grad_scale"]
-        return (
+        new = (
             exp_avg + (grad - exp_avg) * h["one_minus_beta1"],
             exp_avg_sq * h["beta2"] + grad * grad * h["one_minus_beta2"],
         )
+        return new, self.update(new, grad, h)
 
     def update(self, state: Sequence[Tensor], grad: Tensor, h: Mapping[str, float]) -> Tensor:
         """step_size * m / (sqrt(v) * inv_sqrt_bc2 + eps)."""
