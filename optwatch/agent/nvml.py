@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from optwatch.agent.watchdog import HungError, Watchdog
+from optwatch.agent.watchdog import Watchdog
 from optwatch.exporters.base import Point
 
 log = logging.getLogger("optwatch.agent")
@@ -194,7 +194,7 @@ class NvmlSampler:
             return
         try:
             device.readings = device.watchdog.call(lambda: self._read(device))
-        except (HungError, _LostError) as error:
+        except Exception as error:  # noqa: BLE001 - hung, lost, or whatever else a driver can do to a thread
             if device.up is not False:
                 log.warning("device %s: %s", device.uuid, error)
             self.errors += 1
@@ -214,6 +214,8 @@ class NvmlSampler:
                 continue
             try:
                 readings += probe(nvml, device.handle)
+            except AttributeError:  # an older nvidia-ml-py does not know this call
+                device.unsupported.add(name)
             except nvml.NVMLError as error:
                 self._failed(device, name, error)
         return readings

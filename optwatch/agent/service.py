@@ -56,7 +56,10 @@ class Agent:
     def run(self) -> None:
         """Poll until `stop`, or until no rank has lived for so many seconds and none is in its grace period."""
         while not self._stopping.wait(self._settings.interval):
-            self._poll()
+            try:
+                self._poll()
+            except Exception:  # one sick board or file system must not take the others' metrics with it
+                log.exception("the boards could not be read")
             idle = 0.0 if self._boards.ranks else time.monotonic() - self._busy
             exit_when_idle = self._settings.exit_when_idle
             if exit_when_idle is not None and idle >= exit_when_idle:

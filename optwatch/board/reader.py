@@ -250,6 +250,8 @@ class BoardReader:
         start = len(self.schema.gauges)
         tables: list[Values | None] = []
         for kind, table in zip(kinds, self.schema.tables, strict=True):
+            if kind > (TableKind.FULL if full else TableKind.CHEAP):
+                return None  # signed, but not by a writer of this version
             rows = len(table.tensors)
             width = table.width if kind == TableKind.FULL else CHEAP_WIDTH
             place = values[start : start + rows * width].reshape(rows, width)

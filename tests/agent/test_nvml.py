@@ -169,6 +169,14 @@ def test_hung_start(library: Path, tmp_path: Path) -> None:
         seen(driver, "optwatch_device_up", 1)
 
 
+def test_hung_driver_does_not_keep_the_agent(library: Path, tmp_path: Path) -> None:
+    """A thread inside the driver cannot be ended; the agent leaves all the same when its time has come."""
+    (tmp_path / "driver").write_text("hung_init\n")
+    environment = {"LD_LIBRARY_PATH": str(library), "FAKE_NVML": str(tmp_path / "driver")}
+    with agent(tmp_path, "--exit-when-idle", "0.3", environment=environment) as (_, process):
+        assert process.wait(20) == 0
+
+
 def test_driver_that_is_not_loaded_yet(library: Path, tmp_path: Path) -> None:
     """The library without its kernel module: counted, tried again."""
     with driven(library, tmp_path, "not_loaded") as driver:

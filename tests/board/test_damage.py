@@ -27,7 +27,7 @@ from optwatch.board import (
     BoardWriter,
     Schema,
 )
-from optwatch.board.layout import HEADER, LIVE, MAGIC, Layout
+from optwatch.board.layout import HEADER, LIVE, MAGIC, RECORD, Layout, TableKind
 
 STEPS = 30
 
@@ -194,3 +194,20 @@ def test_what_is_no_file_of_ours(tmp_path: Path) -> None:
     (tmp_path / "other.board").write_bytes(b"#!/bin/sh\n".ljust(4096))
     with pytest.raises(BoardMagicError):
         BoardReader(tmp_path / "other.board")
+
+
+def test_a_signed_record_of_another_kind_is_lost(tmp_path: Path) -> None:
+    """A full table announced in the cheap ring would be read past its end: the record does not count."""
+    feed = Feed(BoardWriter.create(tmp_path, schema()), every=10_000)
+    feed.publish(3)
+    reader = BoardReader(feed.writer.path)
+    place, size = reader.layout.place(1, full=False), reader.layout.cheap_bytes
+    data = bytearray(feed.writer.path.read_bytes()[place : place + size])
+    data[RECORD.size] = TableKind.FULL
+    struct.pack_into("<I", data, 0, zlib.crc32(data[4:]))
+    with feed.writer.path.open("r+b") as file:
+        file.seek(place)
+        file.write(data)
+    poll = reader.poll()
+    assert [record.step for record in poll.records] == [1, 2]
+    assert poll.lost == 1
