@@ -17,6 +17,7 @@ import torch
 
 from optwatch.board import BoardError, Histogram, Series, Table, board_directory
 from optwatch.board.writer import Values
+from optwatch.hooks.allocator import Allocator
 from optwatch.hooks.groups import by_depth, parameter_names
 from optwatch.hooks.launch import ensure_agent, find_agent
 from optwatch.hooks.probe import Probe
@@ -77,7 +78,7 @@ class Watch:
         every: int, replicas: int, directory: str | os.PathLike[str] | None, agent: bool,
     ) -> None:  # fmt: skip
         self.run_id, self.rank = str(facts["run_id"]), int(str(facts["rank"]))
-        self._pid = os.getpid()
+        self._pid, self._every = os.getpid(), every
         self._closed = threading.Event()
         self._warned: set[str] = set()
         self._publisher: Publisher | None = None
@@ -88,6 +89,7 @@ class Watch:
             self._directory = board_directory() if directory is None else Path(directory)
             self._publisher = Publisher(str(self._directory), facts)
             self._publisher.add(self._loop)
+            self._watch_allocator(optimizers)
             self._attach(optimizers, model, every, replicas)
             self._publisher.open()
         except (BoardError, OSError) as error:
@@ -95,6 +97,17 @@ class Watch:
         if agent and self._publisher is not None:
             threading.Thread(target=self._keep_agent, name="optwatch-agent", daemon=True).start()
         atexit.register(self._at_exit)
+
+    def _watch_allocator(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        assert self._publisher is not None
+        try:
+            self._allocator = Allocator(
+                p for o in optimizers for group in o.param_groups for p in group["params"]
+            )
+        except Exception as error:  # without its figures the rest can still be watched
+            self._allocator = Allocator(())
+            self._warn(f"the allocator of the GPU is not watched: {error}")
+        self._publisher.add(self._allocator)
 
     def _attach(
         self,
@@ -201,6 +214,8 @@ class Watch:
         self._loop.overhead = sum(one.overhead for one in self._probes)
         if probe is self._probes[0]:
             self._loop.stepped()
+            if step % self._every == 1 % self._every:
+                self._allocator.read()
         self._publisher.publish(step, {id(probe): rows} if rows is not None else {})
 
     def _give_up(self, message: str) -> None:

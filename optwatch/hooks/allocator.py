@@ -1,0 +1,65 @@
+"""What torch's allocator says of the GPUs that an optimizer's parameters lie on, read without synchronising."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from optwatch.board import Histogram, Series, Table
+
+#: Metric -> key of ``torch.cuda.memory_stats``. Peaks are torch's own and never reset here.
+GAUGES = {
+    "allocated": "allocated_bytes.all.current",
+    "reserved": "reserved_bytes.all.current",
+    "active": "active_bytes.all.current",
+    "inactive_split": "inactive_split_bytes.all.current",
+    "allocated_peak": "allocated_bytes.all.peak",
+    "reserved_peak": "reserved_bytes.all.peak",
+}
+COUNTERS = {"retries": "num_alloc_retries", "ooms": "num_ooms"}
+
+
+class Allocator:
+    """A source of the allocator's figures; without a GPU it has none."""
+
+    table: Table | None = None
+
+    def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
+        devices = {parameter.device for parameter in parameters if parameter.device.type == "cuda"}
+        self._devices = {_uuid(device): device for device in sorted(devices, key=str)}
+        self._stats: dict[str, Mapping[str, int]] = {}
+        self.read()
+
+    def read(self) -> None:
+        """Take the figures anew; some fifty microseconds a device, so not for every step."""
+        self._stats = {uuid: torch.cuda.memory_stats(device) for uuid, device in self._devices.items()}
+
+    def gauges(self) -> Sequence[tuple[Series, float]]:
+        """Bytes, by device."""
+        return self._values(GAUGES)
+
+    def counters(self) -> Sequence[tuple[Series, float]]:
+        """Retries after flushing the cache, and failures, by device."""
+        return self._values(COUNTERS)
+
+    def histograms(self) -> Sequence[tuple[Series, Histogram]]:
+        """None."""
+        return []
+
+    def infos(self) -> Sequence[Series]:
+        """None."""
+        return []
+
+    def _values(self, keys: Mapping[str, str]) -> list[tuple[Series, float]]:
+        return [
+            (Series(f"optwatch.allocator.{name}", {"gpu": uuid}), float(stats.get(key, 0)))
+            for uuid, stats in self._stats.items()
+            for name, key in keys.items()
+        ]
+
+
+def _uuid(device: torch.device) -> str:
+    """The device as NVML names it."""
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"

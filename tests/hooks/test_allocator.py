@@ -1,0 +1,36 @@
+"""The allocator's figures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from optwatch.board import Series
+from optwatch.hooks.allocator import COUNTERS, GAUGES, Allocator
+from optwatch.metrics.catalogue import CATALOGUE
+
+
+def test_every_figure_is_in_the_catalogue() -> None:
+    """Under its name, as gauge or counter; and no allocator metric is left without a source."""
+    known = {name for name in CATALOGUE if name.startswith("optwatch.allocator.")}
+    assert known == {f"optwatch.allocator.{name}" for name in (*GAUGES, *COUNTERS)}
+    for names, instrument in ((GAUGES, "gauge"), (COUNTERS, "counter")):
+        assert {CATALOGUE[f"optwatch.allocator.{name}"].instrument for name in names} == {instrument}
+
+
+def test_without_a_gpu_there_is_nothing() -> None:
+    """Absent, not zero."""
+    allocator = Allocator([torch.ones(3)])
+    allocator.read()
+    assert allocator.gauges() == allocator.counters() == []
+
+
+@pytest.mark.gpu
+def test_figures_are_torchs_own() -> None:
+    """To the byte, on a real device."""
+    held = torch.ones(1 << 20, device="cuda")
+    allocator = Allocator([held])
+    figures = {series.name: value for series, value in allocator.gauges()}
+    assert figures["optwatch.allocator.allocated"] == torch.cuda.memory_allocated()
+    assert figures["optwatch.allocator.reserved_peak"] == torch.cuda.max_memory_reserved()
+    assert all(isinstance(series, Series) for series, _ in allocator.counters())
