@@ -18,7 +18,7 @@ from optwatch.board import Histogram, Series, Table, TensorInfo
 from optwatch.board.writer import Values
 from optwatch.hooks.publisher import histogram
 from optwatch.hooks.transfer import Rows, Transfer
-from optwatch.metrics.fields import CHEAP_FIELDS, row_length
+from optwatch.metrics.fields import CHEAP_FIELDS, row_fields, row_length
 from optwatch.optim import Optimizer, StatsLayout, StepStats
 from optwatch.optim.base import count_state_bytes
 
@@ -110,11 +110,16 @@ class Probe:
     def _deliver(self, rows: Rows) -> None:
         if not self._layouts or any(id(layout) not in self._offsets for layout, _ in rows.plans):
             return  # of a layout that is gone by now
-        width = row_length(len(self._layouts[0].slots)) if rows.full else len(CHEAP_FIELDS)
-        table = np.zeros((sum(len(layout.numel) for layout in self._layouts), width))
+        assert self.table is not None
+        width = row_length(len(self.table.slots)) if rows.full else len(CHEAP_FIELDS)
+        table = np.zeros((len(self.table.tensors), width))
         for layout, values in rows.plans:
             start = self._offsets[id(layout)]
-            table[start : start + len(values)] = values[:, :width]
+            place = table[start : start + len(values)]
+            if rows.full and layout.slots != self.table.slots:
+                place[:, _columns(layout, self.table)] = values
+            else:
+                place[:] = values[:, :width]
         self._nonfinite += table[:, _NONFINITE].sum()
         self._publish(self, table, rows.step)
 
@@ -142,8 +147,14 @@ class Probe:
             else {"unknown"}
         )
         backends = {layout.backend for layout in self._layouts} or {"unknown"}
-        rule = optimizer.rule.name if isinstance(optimizer, Optimizer) else type(optimizer).__name__.lower()
-        labels = {"rule": rule, "codec": "+".join(sorted(formats)), "backend": "+".join(sorted(backends))}
+        rules = {type(optimizer).__name__.lower()}
+        if isinstance(optimizer, Optimizer):
+            rules = {optimizer.rule_for(group).name for group in optimizer.param_groups}
+        labels = {
+            "rule": "+".join(sorted(rules)),
+            "codec": "+".join(sorted(formats)),
+            "backend": "+".join(sorted(backends)),
+        }
         return [Series("optwatch.optimizer", {"optimizer": self.name, **labels})]
 
     def close(self) -> None:
@@ -172,11 +183,14 @@ class Probe:
             start += len(layout.indices)
         if not self._layouts:
             return
-        first = self._layouts[0]
+        # Groups of one optimizer may differ in their slots (amsgrad): a plan leaves the columns of others' at zero.
+        slots = {
+            s: m for layout in self._layouts for s, m in zip(layout.slots, layout.second_moments, strict=True)
+        }
         self.table = Table(
             optimizer=self.name,
-            slots=first.slots,
-            second_moments=first.second_moments,
+            slots=tuple(slots),
+            second_moments=tuple(slots.values()),
             tensors=tuple(
                 TensorInfo(names[index], groups[index], numel)
                 for layout in self._layouts
@@ -207,6 +221,12 @@ class Probe:
             (series, _on_host(group.get("lr")))
             for (series, _), group in zip(self._rates, groups, strict=True)
         ]
+
+
+def _columns(layout: StatsLayout, table: Table) -> list[int]:
+    """The columns of ``table`` that the columns of a full row of ``layout`` go to."""
+    position = {name: i for i, name in enumerate(row_fields(table.slots))}
+    return [position[name] for name in row_fields(layout.slots)]
 
 
 def _on_host(value: object) -> float:

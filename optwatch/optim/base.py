@@ -34,8 +34,9 @@ class StateKind(NamedTuple):
 class Optimizer(torch.optim.Optimizer):
     """Base of the optimizers: binds plans, counts bytes, delivers statistics.
 
-    A subclass names its ``rule``, the hyperparameters (``options``) that the rule reads, and has a constructor with
-    torch.optim's signature that passes ``state``, ``seed`` and ``backend`` on. State is created at the first step that
+    A subclass names its ``rule`` (or chooses one for each group in :meth:`rule_for`), the hyperparameters (``options``)
+    that rules read, and has a constructor with torch.optim's signature that passes ``state``, ``seed`` and ``backend``
+    on. State is created at the first step that
     a parameter has a gradient in.
     """
 
@@ -71,6 +72,10 @@ class Optimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
         self._bindings = None
+
+    def rule_for(self, group: Mapping[str, Any]) -> Rule:
+        """The rule that the options of ``group`` ask for; one of ``RULES``, where slots depend on options."""
+        return self.rule
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise a ``ValueError`` for an option of ``group`` that is out of range."""
@@ -160,22 +165,21 @@ class Optimizer(torch.optim.Optimizer):
         state = self.state[param]
         if not state:
             state["step"] = torch.tensor(0.0)
-            for slot in self.rule.slots:
+            for slot in self.rule_for(group).slots:
                 codec = codec_for(group["state"], slot.kind, param.numel())
                 state.update(allocate(codec, slot.name, param))
-        codecs = self._codecs(param, name)
+        rule = self.rule_for(group)
+        codecs = self._codecs(rule, param, name)
         grad_dtype = param.dtype if param.grad is None else param.grad.dtype
-        return PlanSpec(self.rule, codecs, param.dtype, grad_dtype)
+        return PlanSpec(rule, codecs, param.dtype, grad_dtype)
 
-    def _codecs(self, param: Tensor, name: str) -> tuple[Codec, ...]:
+    def _codecs(self, rule: Rule, param: Tensor, name: str) -> tuple[Codec, ...]:
         """The codecs of the state that ``param`` has."""
         state = self.state[param]
         try:
             if "step" not in state:
                 raise ValueError("'step' is missing")
-            return tuple(
-                identify(self.rule, slot, state, param.numel(), param.shape) for slot in self.rule.slots
-            )
+            return tuple(identify(rule, slot, state, param.numel(), param.shape) for slot in rule.slots)
         except ValueError as error:
             raise ValueError(f"the state of {name} does not fit: {error}") from None
 
@@ -201,15 +205,22 @@ class Optimizer(torch.optim.Optimizer):
         """The slots of ``param`` as new fp32 tensors of its shape, by name; empty before its first step."""
         if param not in self.state or not self.state[param]:
             return {}
-        codecs = self._codecs(param, f"a parameter of shape {tuple(param.shape)}")
+        group = next(g for g in self.param_groups if any(p is param for p in g["params"]))
+        rule = self.rule_for(group)
+        codecs = self._codecs(rule, param, f"a parameter of shape {tuple(param.shape)}")
         return {
             slot.name: decode(codec, slot.name, param, self.state[param])
-            for slot, codec in zip(self.rule.slots, codecs, strict=True)
+            for slot, codec in zip(rule.slots, codecs, strict=True)
         }
+
+    def slot_names(self) -> tuple[str, ...]:
+        """The slots of all groups' rules, each once, in the rules' order."""
+        slots = (slot.name for group in self.param_groups for slot in self.rule_for(group).slots)
+        return tuple(dict.fromkeys(slots))
 
     def state_bytes(self) -> dict[StateKind, int]:
         """The bytes of all state tensors as they are, each storage counted once, by slot, dtype and device."""
-        return count_state_bytes(self.state.values(), tuple(slot.name for slot in self.rule.slots))
+        return count_state_bytes(self.state.values(), self.slot_names())
 
     def expected_state_bytes(self) -> dict[StateKind, int]:
         """The bytes that ``state=`` asks for, for the parameters that have been stepped, keyed like the actual ones."""
@@ -219,7 +230,7 @@ class Optimizer(torch.optim.Optimizer):
                 if not self.state.get(param):
                     continue
                 expected[StateKind("step", "float32", "cpu")] += STEP_BYTES
-                for slot in self.rule.slots:
+                for slot in self.rule_for(group).slots:
                     codec = codec_for(group["state"], slot.kind, param.numel())
                     for buffer in codec.buffers:
                         kind = StateKind(slot.name, _short(buffer.dtype), str(param.device))

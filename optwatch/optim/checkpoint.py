@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,10 +23,14 @@ from optwatch.rules import Rule
 class Loadable(Protocol):
     """The optimizer, as far as loading is concerned."""
 
-    rule: ClassVar[Rule]
     param_groups: list[dict[str, Any]]
-    _optimizer_load_state_dict_pre_hooks: OrderedDict[int, Callable[[Any, dict[str, Any]], dict[str, Any] | None]]
+    _optimizer_load_state_dict_pre_hooks: OrderedDict[
+        int, Callable[[Any, dict[str, Any]], dict[str, Any] | None]
+    ]
     _optimizer_load_state_dict_post_hooks: OrderedDict[int, Callable[[Any], None]]
+
+    def rule_for(self, group: Mapping[str, Any]) -> Rule:
+        """The rule of a group."""
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise a ``ValueError`` for an option that is out of range."""
@@ -106,7 +110,7 @@ class _Parameter:
     def __init__(
         self, optimizer: Loadable, group: Mapping[str, Any], param: Tensor, name: str, index: int
     ) -> None:
-        self.rule, self.format, self.seed = optimizer.rule, str(group["state"]), int(group["seed"])
+        self.rule, self.format, self.seed = optimizer.rule_for(group), str(group["state"]), int(group["seed"])
         self.param, self.name, self.index = param, name, index
 
     def load(self, saved: dict[str, Any], convert: bool) -> dict[str, Any]:
