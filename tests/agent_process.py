@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+import board_samples
 from optwatch.board import find_agent
 
 
@@ -76,7 +76,7 @@ def agent(
     command = [sys.executable, "-m", "optwatch.agent", "--dir", str(directory), "--interval", "0.05", "--port", "0"]
     with (directory / "agent-test.log").open("ab") as log:
         process = subprocess.Popen(
-            [*command, *options], stdout=log, stderr=log, env={**os.environ, **(environment or {})}
+            [*command, *options], stdout=log, stderr=log, env={**board_samples.environment(), **(environment or {})}
         )
     try:
         yield wait_for_agent(directory), process

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+import optwatch
 from optwatch.board import BoardWriter, Histogram, HistogramSeries, Schema, Series, Table, TensorInfo
 from optwatch.metrics.catalogue import CATALOGUE
 
@@ -62,16 +63,28 @@ class Feed:
         return done
 
 
+def environment() -> dict[str, str]:
+    """Ours, such that another process finds the very package that is tested."""
+    path = [str(Path(optwatch.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
 def start_writer(
     directory: Path, run_id: str = "run", rank: int = 0, hertz: float = 50.0, tensors: int = 12, steps: int = 0
 ) -> subprocess.Popen[str]:
     """A process that writes a board until killed (or for so many steps), after printing ``ready``."""
     arguments = [str(directory), run_id, str(rank), str(hertz), str(tensors), str(steps)]
     process = subprocess.Popen(
-        [sys.executable, __file__, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, __file__, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment(),
     )
     assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
+    if process.stdout.readline() != "ready\n":
+        end(process)
+        raise AssertionError("the writer did not start; see its error above")
     return process
 
 

@@ -27,6 +27,8 @@ class Election:
             return False
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         if locks.try_lock(self._fd):
+            # The address of an agent that was killed must not pass for ours while we are starting.
+            (self._directory / ADDRESS).unlink(missing_ok=True)
             return True
         os.close(self._fd)
         self._fd = -1

@@ -27,10 +27,14 @@ class TableView:
     """
 
     def __init__(self, table: Table, labels: dict[str, str]) -> None:
-        self._table = table
         self._fold = fold_to_groups(table)
-        self._labels = {**labels, "optimizer": table.optimizer}
-        self._groups = [tensor.name for tensor in self._fold.table.tensors]
+        # Made once: a scrape has hundreds of points, and their labels never change.
+        groups = [tensor.name for tensor in self._fold.table.tensors]
+        own = {**labels, "optimizer": table.optimizer}
+        self._labels = [{**own, "group": group} for group in groups]
+        self._slot_labels = [
+            [{**own, "slot": slot, "group": group} for group in groups] for slot in table.slots
+        ]
         self._numel = np.array([tensor.numel for tensor in self._fold.table.tensors], dtype=np.float64)
         self._cheap: NDArray[np.float64] | None = None
         self._full: NDArray[np.float64] | None = None
@@ -46,22 +50,26 @@ class TableView:
         # Inf - Inf in the sums of sick rows is a NaN to be shown, not a reason for a warning.
         with np.errstate(all="ignore"):
             if self._cheap is not None:
-                yield from self._level(self._fold.apply(self._cheap), 0, {}, _CHEAP)
+                yield from self._level(self._fold.apply(self._cheap), 0, self._labels, _CHEAP)
             if self._full is None:
                 return
             merged = self._fold.apply(self._full)
-            yield from self._level(merged, 0, {}, _FULL)
-            for index, slot in enumerate(self._table.slots):
-                yield from self._level(merged, index, {"slot": slot}, _SLOT)
+            yield from self._level(merged, 0, self._labels, _FULL)
+            for index, labels in enumerate(self._slot_labels):
+                yield from self._level(merged, index, labels, _SLOT)
 
     def _level(
-        self, merged: NDArray[np.float64], slot: int, extra: dict[str, str], specs: Iterable[MetricSpec]
+        self,
+        merged: NDArray[np.float64],
+        slot: int,
+        labels: list[dict[str, str]],
+        specs: Iterable[MetricSpec],
     ) -> Iterator[tuple[str, Point]]:
         sums = sums_of(merged, self._numel, slot)
         for spec in specs:
             if spec.formula is None or not sums.keys() >= set(spec.formula.fields):
                 continue  # a rule without slots has no moment to speak of
             shown, values = present(spec.formula, sums), spec.formula.value(sums)
-            for group, show, value in zip(self._groups, shown.tolist(), values.tolist(), strict=True):
+            for own, show, value in zip(labels, shown.tolist(), values.tolist(), strict=True):
                 if show:
-                    yield spec.name, Point({**self._labels, **extra, "group": group}, value)
+                    yield spec.name, Point(own, value)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from agent_process import agent, eventually, scrape
-from board_samples import ADAMW, BOUNDS, Feed, end, schema, start_writer
+from board_samples import ADAMW, BOUNDS, Feed, end, environment, schema, start_writer
 from optwatch.board import (
     BoardReader,
     BoardWriter,
@@ -272,7 +272,9 @@ def test_one_agent_per_directory(tmp_path: Path) -> None:
     feed(tmp_path, 3)
     command = [sys.executable, "-m", "optwatch.agent", "--dir", str(tmp_path), "--port", "0"]
     with agent(tmp_path) as (url, _):
-        second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        second = subprocess.run(
+            command, capture_output=True, text=True, timeout=30, check=False, env=environment()
+        )
         assert second.returncode == 0
         assert "another agent" in second.stderr
         assert find_agent(tmp_path) == url
@@ -305,7 +307,7 @@ def test_directory_of_somebody_else(tmp_path: Path) -> None:
     """The agent refuses what a writer refuses, with one line and exit code 1."""
     tmp_path.chmod(0o777)
     command = [sys.executable, "-m", "optwatch.agent", "--dir", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, env=environment())
     assert done.returncode == 1
     assert "can be written by others" in done.stderr
     assert "Traceback" not in done.stderr
@@ -317,5 +319,7 @@ def test_loads_no_torch() -> None:
         "import sys, optwatch.agent.__main__, optwatch.agent, optwatch.exporters.prometheus;"
         "print([m for m in ('torch', 'triton', 'rich', 'click', 'pynvml') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment()
+    )
     assert done.stdout == "[]\n"

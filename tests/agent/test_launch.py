@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agent_process import eventually, scrape
-from board_samples import Feed, schema
+from board_samples import Feed, environment, schema
 from optwatch.board import BoardWriter, find_agent
 from optwatch.hooks.launch import ensure_agent, start_agent, wait_for_agent
 
@@ -53,8 +53,7 @@ def test_started_once_and_found_by_all(directory: Path) -> None:
     """Many ranks ask at once: one agent starts, in its own session, nicer, with nothing of ours open."""
     Feed(BoardWriter.create(directory, schema())).publish(3)
     code = f"from optwatch.hooks.launch import ensure_agent; ensure_agent({str(directory)!r})"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ranks = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(3)]
+    ranks = [subprocess.Popen([sys.executable, "-c", code], env=environment()) for _ in range(3)]
     assert [rank.wait(60) for rank in ranks] == [0, 0, 0]
     url = wait_for_agent(directory, 20)
     assert url is not None
