@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(device: torch.device, parameters: int) -> dict[str, Any]:
     """All figures, with what they were measured on."""
-    import triton  # noqa: PLC0415 - optional, and only needed here
+    import triton
 
     copy = copy_bandwidth(device)
     steps = {}
