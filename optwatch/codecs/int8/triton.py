@@ -146,7 +146,7 @@ def store_log(
     f = tl.fma(fraction, BELOW_254, INTEGERS + 1 - below)
 
     # Up with probability p = (2**(f*step) - 1) / (2**step - 1), here its Taylor polynomial in f*z, z = step*ln(2) of
-    # [0, 0.35]: three instructions, within 1.3e-4 and exact at both ends.
+    # [0, 0.35]: three instructions, exact at both ends, within 2e-5 for 40 octaves in a block and 7e-4 for 126.
     z = step * LN2
     a2 = z * 0.5
     a3 = z * z * (1 / 6)

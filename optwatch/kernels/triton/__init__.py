@@ -24,13 +24,26 @@ class TritonBackend:
 
     def why_not(self, spec: PlanSpec, device: torch.device) -> str | None:
         """The reason why ``spec`` cannot run on ``device``, or None."""
-        return _why_not_installed() or _why_not_device(device) or _why_not_plan(spec)
+        return (
+            _why_not_device(device) or _why_not_installed() or _why_not_process(device) or _why_not_plan(spec)
+        )
 
     def bind(self, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> TritonPlan:
         """Prepare to run ``spec`` on these tensors, all on one device."""
         from optwatch.kernels.triton.driver import TritonPlan  # noqa: PLC0415 - Triton is optional
 
         return TritonPlan(spec, tensors)
+
+
+def _why_not_device(device: torch.device) -> str | None:
+    """Asked first: a process that trains on the CPU need not import Triton."""
+    if device.type == "cuda":
+        if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_CHIP:
+            return "compute capability 8.0 or newer is needed"
+        return None
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return "needs a CUDA device"
 
 
 def _why_not_installed() -> str | None:
@@ -44,16 +57,15 @@ def _why_not_installed() -> str | None:
     return None
 
 
-def _why_not_device(device: torch.device) -> str | None:
-    if device.type == "cuda":
-        if torch.version.hip is None and torch.cuda.get_device_capability(device) < OLDEST_CHIP:
-            return "compute capability 8.0 or newer is needed"
-        return None
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        from optwatch.kernels.triton.driver import INTERPRETED  # noqa: PLC0415 - Triton is optional
+def _why_not_process(device: torch.device) -> str | None:
+    """The interpreter is a choice of the whole process, and knows nothing but the host's addresses."""
+    from optwatch.kernels.triton.driver import INTERPRETED  # noqa: PLC0415 - Triton is optional
 
-        return None if INTERPRETED else "TRITON_INTERPRET was set after Triton's first import"
-    return "needs a CUDA device"
+    if device.type == "cpu" and not INTERPRETED:
+        return "TRITON_INTERPRET was set after the kernels were imported"
+    if device.type == "cuda" and INTERPRETED:
+        return "TRITON_INTERPRET=1 interprets the kernels, which works on CPU tensors only"
+    return None
 
 
 def _why_not_plan(spec: PlanSpec) -> str | None:

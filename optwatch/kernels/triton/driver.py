@@ -41,7 +41,7 @@ class TritonPlan:
 
         self.inputs = _Inputs(len(tensors), len(spec.rule.scalars), len(spec.codecs), self.device)
         # Two of each, taken in turns: whoever reads the rows of a step may do so until the second step after it.
-        self.rows = {
+        self.rows: dict[bool, list[Tensor]] = {
             full: list(torch.zeros(2, len(tensors), spec.columns, dtype=torch.float64, device=self.device))
             for full in (False, True)
         }

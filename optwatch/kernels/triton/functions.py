@@ -191,9 +191,7 @@ def random16(start, key0, key1, TILE: tl.constexpr):
     word = first + tl.arange(0, TILE // 2).to(tl.uint32)
     word ^= word >> 16
     word *= 0x7FEB352D
-    word ^= (word >> 15) ^ (
-        key1 ^ (key1 >> 15)
-    )  # the same bits as xor with the key first, one instruction less
+    word ^= (word >> 15) ^ (key1 ^ (key1 >> 15))  # as xor with the key first would give, an instruction less
     word *= 0x846CA68B
     word ^= word >> 16
     return tl.reshape(tl.join(word & 0xFFFF, word >> 16), [TILE]).to(tl.int32)
