@@ -8,7 +8,7 @@ namespace optwatch::OPTWATCH_ISA {
 
 inline const float* bf16_load(const Part& part, int n, float* scratch) { return widen(part.values, n, scratch); }
 
-inline float bf16_limit(const Part&, int) { return as_float(kLargestBf16Bits); }
+inline float bf16_limit(const Part&, int) { return kLargestBf16; }
 
 // Finite values beyond the range become the largest finite one.
 inline void bf16_store(const Part& part, int n, const float* exact, const Note&) {
@@ -41,8 +41,8 @@ inline void bf16_store_stochastic(const Part& part, int n, const float* exact, c
 }
 
 constexpr Codec codecs_bf16[] = {
-    {"bf16", 2, 1, kBlock, false, bf16_load, nullptr, bf16_store, bf16_limit},
-    {"bf16_stochastic", 2, 1, kBlock, false, bf16_load, nullptr, bf16_store_stochastic, bf16_limit},
+    {"bf16", 2, 1, kBlock, false, bf16_load, nullptr, bf16_store, kLargestBf16, bf16_limit},
+    {"bf16_stochastic", 2, 1, kBlock, false, bf16_load, nullptr, bf16_store_stochastic, kLargestBf16, bf16_limit},
 };
 
 }  // namespace optwatch::OPTWATCH_ISA

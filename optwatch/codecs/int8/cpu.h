@@ -70,9 +70,8 @@ inline void cubic_store(const Part& part, int n, const float* exact, const Note&
     in_packs(length, [=](int i, auto size) {
       const auto x = load_pack<size.value>(exact + start + i);
       const auto code = cbrt_times_127(each(x, absolute) * inverse);
-      store_narrow(codes + start + i, each(code, x, [](Float c, Float a) {
-                     return nearest(as_float(bits(c) | (bits(a) & kSignBit)));
-                   }));
+      store_narrow(codes + start + i,
+                   each(code, x, [](Float c, Float a) { return nearest(as_float(bits(c) | (bits(a) & kSignBit))); }));
     });
   }
 }
@@ -232,8 +231,8 @@ inline void log_store(const Part& part, int n, const float* exact, const Note& n
 }
 
 constexpr Codec codecs_int8[] = {
-    {"int8_cubic", 1, 2, kCubicBlock, false, cubic_load, cubic_prepare, cubic_store, cubic_limit},
-    {"int8_log", 1, 2, kLogBlock, false, log_load, log_prepare, log_store, log_limit},
+    {"int8_cubic", 1, 2, kCubicBlock, false, cubic_load, cubic_prepare, cubic_store, kLargestBf16, cubic_limit},
+    {"int8_log", 1, 2, kLogBlock, false, log_load, log_prepare, log_store, __builtin_inff(), log_limit},
 };
 
 }  // namespace optwatch::OPTWATCH_ISA

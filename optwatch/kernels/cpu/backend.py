@@ -56,6 +56,7 @@ class CpuPlan:
 
     def __init__(self, loaded: Library, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> None:
         self.spec = spec
+        self._library = loaded
         self.tensors = tuple(tensors)
         n, slots = len(self.tensors), len(spec.codecs)
         numel = np.array([tensor.param.numel() for tensor in self.tensors], np.int64)
@@ -87,7 +88,11 @@ class CpuPlan:
 
     def run(self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool) -> Tensor:
         """See :class:`optwatch.kernels.plan.BoundPlan`."""
-        if len(grads) != len(self.tensors) or scalars.shape != self._shapes[0] or keys.shape != self._shapes[1]:
+        if (
+            len(grads) != len(self.tensors)
+            or scalars.shape != self._shapes[0]
+            or keys.shape != self._shapes[1]
+        ):
             raise ValueError(
                 f"expected {len(self.tensors)} gradients, scalars {self._shapes[0]} and keys {self._shapes[1]}, "
                 f"got {len(grads)}, {scalars.shape} and {keys.shape}"

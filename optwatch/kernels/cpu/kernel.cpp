@@ -50,15 +50,16 @@ struct alignas(64) Arrays {
 };
 
 struct Block {
-  int n;                        // elements
-  void* param;                  // at the block's first element, as is the next
+  int n;        // elements
+  bool ahead;   // another whole block follows
+  void* param;  // at the block's first element, as is the next
   const void* grad;
   Part parts[kMaxSlots];
 };
 
 // Full statistics: everything is read back as the next step will read it.
-void observe(const Tables& t, const Work& work, const Block& b, Arrays& a, const float* grad,
-             const float* const* exact, double update_sq, double* sums) {
+void observe(const Tables& t, const Work& work, const Block& b, Arrays& a, const float* grad, const float* const* exact,
+             double update_sq, double* sums) {
   const int slots = t.rule->slots;
   const float* stored[kMaxSlots];
   bool lossy = false;
@@ -66,11 +67,13 @@ void observe(const Tables& t, const Work& work, const Block& b, Arrays& a, const
     const Codec& codec = *t.codecs[s];
     stored[s] = codec.load(b.parts[s], b.n, a.state[s]);
     lossy |= !codec.in_place;
+    double* fields = sums + kTensorFields + s * kSlotFields;
+    const float absmax =
+        (t.rule->second_moment[s] ? slot_fields<true> : slot_fields<false>)(exact[s], stored[s], b.n, fields);
+    if (absmax <= codec.largest) continue;
     for (int start = 0; start < b.n; start += codec.block) {
       const int n = b.n - start < codec.block ? b.n - start : codec.block;
-      auto fields = t.rule->second_moment[s] ? slot_fields<true> : slot_fields<false>;
-      fields(exact[s] + start, stored[s] + start, n, codec.limit(b.parts[s], start / codec.block),
-             sums + kTensorFields + s * kSlotFields);
+      fields[kSaturated] += saturated(exact[s] + start, n, codec.limit(b.parts[s], start / codec.block));
     }
   }
   if (lossy) {
@@ -81,6 +84,19 @@ void observe(const Tables& t, const Work& work, const Block& b, Arrays& a, const
     sums[kUpdateErrorSq] += update_sq - update_sq;  // exact storage, but NaN - NaN is NaN
   }
   sums[kMomentGrad] += product(exact[0], grad, b.n);
+}
+
+// Asks for a quarter of the next block's memory. While one block is computed in the first-level cache nothing else
+// tells the processor that it goes on; all at once there would be more requests than a core can have under way.
+OPTWATCH_INLINE void fetch_quarter(const Tables& t, const Block& b, int quarter) {
+  if (!b.ahead) return;
+  const auto fetch = [=](const void* block, int bytes) {
+    const char* p = static_cast<const char*>(block) + (kBlock * bytes + quarter * kBlock / 4 * bytes);
+    for (int i = 0; i < kBlock / 4 * bytes; i += 64) __builtin_prefetch(p + i, 1);
+  };
+  fetch(b.grad, t.grad->bytes);
+  fetch(b.param, t.param->bytes);
+  for (int s = 0; s < t.rule->slots; s++) fetch(b.parts[s].values, t.codecs[s]->bytes);
 }
 
 void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* sums) {
@@ -97,6 +113,7 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
     next[s] = codec.in_place ? static_cast<float*>(b.parts[s].values) : a.next[s];
   }
 
+  fetch_quarter(t, b, 0);
   const double grad_sq = squares(grad, b.n);
   sums[kGradSq] += grad_sq;
   if (!(grad_sq <= 1e300)) sums[kNonfinite] += static_cast<double>(nonfinite(grad, b.n));
@@ -114,18 +131,25 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
   }
   sums[kUpdateSq] += update_sq;
 
+  fetch_quarter(t, b, 1);
   for (int s = slots - 1; s >= 0; s--)
     if (t.codecs[s]->prepare) t.codecs[s]->prepare(b.parts[s], b.n, next[s], &a.notes[s]);
-  for (int s = 0; s < slots; s++) t.codecs[s]->store(b.parts[s], b.n, next[s], a.notes[s]);
+  for (int s = 0; s < slots; s++) {
+    t.codecs[s]->store(b.parts[s], b.n, next[s], a.notes[s]);
+    if (s < 2) fetch_quarter(t, b, 2 + s);
+  }
   if (!work.full) {
     t.param->store(b.param, b.n, new_weight);
     return;
   }
-  float* before = a.state[0];  // free by now
-  for (int i = 0; i < b.n; i += kWidth) store(before + i, load(weight + i));
-  t.param->store(b.param, b.n, new_weight);
-  const float* after = t.param->load(b.param, b.n, a.weight);
-  sums[kWeightSq] += weights(before, after, b.n, sums + kUnchanged);
+  if (t.param->in_place) {
+    sums[kWeightSq] += weights(weight, new_weight, b.n, sums + kUnchanged);
+    t.param->store(b.param, b.n, new_weight);
+  } else {
+    t.param->store(b.param, b.n, new_weight);
+    const float* rounded = t.param->load(b.param, b.n, a.state[0]);  // the old state is not needed any more
+    sums[kWeightSq] += weights(weight, rounded, b.n, sums + kUnchanged);
+  }
   observe(t, work, b, a, grad, next, update_sq, sums);
 }
 
@@ -146,8 +170,7 @@ void step_padded(const Tables& t, const Work& work, Block b, Arrays& a, double* 
   }
   step(t, work, b, a, sums);
   std::memcpy(original.param, param, n * t.param->bytes);
-  for (int s = 0; s < t.rule->slots; s++)
-    std::memcpy(original.parts[s].values, values[s], n * t.codecs[s]->bytes);
+  for (int s = 0; s < t.rule->slots; s++) std::memcpy(original.parts[s].values, values[s], n * t.codecs[s]->bytes);
 }
 
 void run(const Tables& t, const Work& work) {
@@ -156,6 +179,7 @@ void run(const Tables& t, const Work& work) {
   for (int64_t first = work.start; first < work.stop; first += kBlock) {
     Block b;
     b.n = static_cast<int>(work.stop - first < kBlock ? work.stop - first : kBlock);
+    b.ahead = work.stop - first >= 2 * kBlock;
     b.param = tensor.param + first * t.param->bytes;
     b.grad = work.grad + first * t.grad->bytes;
     for (int s = 0; s < t.rule->slots; s++) {

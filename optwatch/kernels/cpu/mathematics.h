@@ -2,7 +2,7 @@
 // fitted for the smallest relative error (Lawson's iteratively reweighted least squares).
 #pragma once
 
-#include "simd.h"
+#include "packs.h"
 #include "tables.h"
 
 namespace optwatch::OPTWATCH_ISA {
@@ -10,6 +10,7 @@ namespace optwatch::OPTWATCH_ISA {
 constexpr int32_t kSignBit = INT32_MIN;
 constexpr int32_t kInfinityBits = 0x7f800000;
 constexpr int32_t kLargestBf16Bits = 0x7f7f0000;
+constexpr float kLargestBf16 = 0x1.fep127f;
 constexpr float kSmallestNormal = 0x1p-126f;
 
 OPTWATCH_INLINE Float absolute(Float x) { return as_float(bits(x) & ~kSignBit); }
@@ -19,15 +20,15 @@ template <int size>
 OPTWATCH_INLINE Floats<size> log2(const Floats<size>& x) {
 #if defined(__AVX512F__)
   const auto exponent = each(x, [](Float a) { return (Float)_mm512_getexp_ps((__m512)a); });
-  const auto mantissa = each(
-      x, [](Float a) { return (Float)_mm512_getmant_ps((__m512)a, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src); });
+  const auto mantissa =
+      each(x, [](Float a) { return (Float)_mm512_getmant_ps((__m512)a, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src); });
 #else
   const auto exponent = each(x, [](Float a) { return to_float((bits(a) >> 23) - 127); });
   const auto mantissa = each(x, [](Float a) { return as_float((bits(a) & 0x007fffff) | 0x3f800000); });
 #endif
   const auto t = mantissa - 1.0f;
-  const auto p = polynomial(t, 0.0204011866f, -0.0957975646f, 0.21528458f, -0.339089059f, 0.47766839f,
-                            -0.721159476f, 1.44269321f);
+  const auto p =
+      polynomial(t, 0.0204011866f, -0.0957975646f, 0.21528458f, -0.339089059f, 0.47766839f, -0.721159476f, 1.44269321f);
   return fma(p, t, exponent);
 }
 
@@ -35,15 +36,13 @@ OPTWATCH_INLINE Floats<size> log2(const Floats<size>& x) {
 template <int size>
 OPTWATCH_INLINE Floats<size> exp2(const Floats<size>& x) {
 #if defined(__AVX512F__)
-  const auto whole = each(x, [](Float a) {
-    return (Float)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  });
+  const auto whole = each(
+      x, [](Float a) { return (Float)_mm512_roundscale_ps((__m512)a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); });
 #else
   const auto whole_bits = each(x, [](Float a) { return truncate(a + 0.5f); });
   const auto whole = each(whole_bits, [](Int a) { return to_float(a); });
 #endif
-  const auto p = polynomial(x - whole, 0.00132647273f, 0.00967151279f, 0.0555073374f, 0.240222421f, 0.693146978f,
-                            1.0f);
+  const auto p = polynomial(x - whole, 0.00132647273f, 0.00967151279f, 0.0555073374f, 0.240222421f, 0.693146978f, 1.0f);
 #if defined(__AVX512F__)
   return each(p, whole, [](Float a, Float n) { return (Float)_mm512_scalef_ps((__m512)a, (__m512)n); });
 #else
@@ -59,8 +58,8 @@ OPTWATCH_INLINE Floats<size> cbrt_times_127(const Floats<size>& q) {
   const auto z = each(exponent, [](Float a) { return as_float(nearest(a)); });
   const auto square = q * z * z;
   const auto t = square * z;
-  return square * polynomial(t, 127 * 0.449470276f, 127 * -2.29729886f, 127 * 4.75068266f, 127 * -5.0740017f,
-                             127 * 3.17114757f);
+  return square *
+         polynomial(t, 127 * 0.449470276f, 127 * -2.29729886f, 127 * 4.75068266f, 127 * -5.0740017f, 127 * 3.17114757f);
 }
 
 // The random words of the element pairs of a block, as optwatch/kernels/random.py defines them. Read as 16-bit

@@ -197,14 +197,14 @@ OPTWATCH_API int optwatch_cpu_has_type(const char* isa, const char* name) {
 }
 
 // Prepares a plan. Every name must be one that the functions above know.
-OPTWATCH_API void* optwatch_cpu_bind(const char* isa,           // instruction set
-                                     const char* rule,          // its number of slots is that of `codecs`
-                                     const char* const* codecs, // [slots]
+OPTWATCH_API void* optwatch_cpu_bind(const char* isa,            // instruction set
+                                     const char* rule,           // its number of slots is that of `codecs`
+                                     const char* const* codecs,  // [slots]
                                      const char* param_type, const char* grad_type,
-                                     int64_t n,                 // tensors
-                                     const int64_t* numel,      // [n]
-                                     const uint64_t* params,    // [n] addresses
-                                     const uint64_t* buffers    // [n][slots][kMaxBuffers] addresses
+                                     int64_t n,               // tensors
+                                     const int64_t* numel,    // [n]
+                                     const uint64_t* params,  // [n] addresses
+                                     const uint64_t* buffers  // [n][slots][kMaxBuffers] addresses
 ) {
   using namespace optwatch;
   const Isa* chosen = find_isa(isa);
@@ -222,9 +222,8 @@ OPTWATCH_API void* optwatch_cpu_bind(const char* isa,           // instruction s
     tensor.param = reinterpret_cast<char*>(params[t]);
     for (int s = 0; s < slots; s++)
       for (int b = 0; b < kMaxBuffers; b++)
-        tensor.buffers[s][b] =
-            reinterpret_cast<void*>(buffers[(t * static_cast<size_t>(slots) + static_cast<size_t>(s)) * kMaxBuffers +
-                                            static_cast<size_t>(b)]);
+        tensor.buffers[s][b] = reinterpret_cast<void*>(
+            buffers[(t * static_cast<size_t>(slots) + static_cast<size_t>(s)) * kMaxBuffers + static_cast<size_t>(b)]);
   }
   cut_into_items(plan);
   plan->sums.resize(plan->items.size() * static_cast<size_t>(columns(slots)));

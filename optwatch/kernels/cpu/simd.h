@@ -62,9 +62,7 @@ OPTWATCH_INLINE Mask equal(Float a, Float b) { return _mm512_cmp_ps_mask((__m512
 OPTWATCH_INLINE Mask both(Mask a, Mask b) { return a & b; }
 OPTWATCH_INLINE Mask but_not(Mask a, Mask b) { return a & static_cast<Mask>(~b); }
 OPTWATCH_INLINE Float select(Mask m, Float a, Float b) { return _mm512_mask_blend_ps(m, (__m512)b, (__m512)a); }
-OPTWATCH_INLINE Int select(Mask m, Int a, Int b) {
-  return (Int)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a);
-}
+OPTWATCH_INLINE Int select(Mask m, Int a, Int b) { return (Int)_mm512_mask_blend_epi32(m, (__m512i)b, (__m512i)a); }
 // Adds one where the mask is set.
 OPTWATCH_INLINE Int count(Int n, Mask m) {
   return (Int)_mm512_mask_sub_epi32((__m512i)n, m, (__m512i)n, _mm512_set1_epi32(-1));
@@ -108,6 +106,21 @@ OPTWATCH_INLINE Float sqrt(Float x) {
 #else
   for (int i = 0; i < kWidth; i++) x[i] = __builtin_sqrtf(x[i]);
   return x;
+#endif
+}
+
+// A square root to 2e-7 for x >= 0, infinity and NaN included, where that is faster than the exact one: the statistics
+// need no more. Below the normal range it is as if x were multiplied by something near 1.
+OPTWATCH_INLINE Float sqrt_nearly(Float x) {
+#if defined(__AVX512F__)
+  const __m512 lowest = _mm512_set1_ps(0x1p-126f), highest = _mm512_set1_ps(0x1.fffffep127f);
+  const __m512 inside = _mm512_min_ps(highest, _mm512_max_ps(lowest, (__m512)x));  // NaN becomes a number here,
+  const __m512 y = _mm512_rsqrt14_ps(inside);
+  const __m512 half = _mm512_mul_ps(_mm512_mul_ps(inside, y), _mm512_set1_ps(-0.5f));
+  const __m512 better = _mm512_mul_ps(y, _mm512_fmadd_ps(half, y, _mm512_set1_ps(1.5f)));
+  return (Float)_mm512_mul_ps((__m512)x, better);  // and is one again here
+#else
+  return sqrt(x);
 #endif
 }
 
@@ -298,132 +311,6 @@ OPTWATCH_INLINE auto largest(V x) {
 template <class V>
 OPTWATCH_INLINE auto smallest(V x) {
   return across(x, [](V a, V b) { return minimum(a, b); });
-}
-
-// Several vectors that go through a calculation side by side. A chain of dependent operations leaves the arithmetic
-// units idle, and a processor looks too few instructions ahead to fill them from the next round of a long loop; written
-// this way the next instruction is always an independent one. (Half the time of the codecs' loops, measured.)
-#if defined(__AVX512F__)
-constexpr int kTogether = 8;
-#else
-constexpr int kTogether = 2;
-#endif
-
-template <class V, int size>
-struct Pack {
-  V v[size];
-};
-template <int size>
-using Floats = Pack<Float, size>;
-
-template <class V, int size, class F>
-OPTWATCH_INLINE auto each(const Pack<V, size>& a, F f) {
-  Pack<decltype(f(a.v[0])), size> r;
-#pragma GCC unroll 8
-  for (int i = 0; i < size; i++) r.v[i] = f(a.v[i]);
-  return r;
-}
-template <class V, class U, int size, class F>
-OPTWATCH_INLINE auto each(const Pack<V, size>& a, const Pack<U, size>& b, F f) {
-  Pack<decltype(f(a.v[0], b.v[0])), size> r;
-#pragma GCC unroll 8
-  for (int i = 0; i < size; i++) r.v[i] = f(a.v[i], b.v[i]);
-  return r;
-}
-template <int size>
-OPTWATCH_INLINE Floats<size> operator+(const Floats<size>& a, const Floats<size>& b) {
-  return each(a, b, [](Float x, Float y) { return x + y; });
-}
-template <int size>
-OPTWATCH_INLINE Floats<size> operator-(const Floats<size>& a, const Floats<size>& b) {
-  return each(a, b, [](Float x, Float y) { return x - y; });
-}
-template <int size>
-OPTWATCH_INLINE Floats<size> operator*(const Floats<size>& a, const Floats<size>& b) {
-  return each(a, b, [](Float x, Float y) { return x * y; });
-}
-template <int size>
-OPTWATCH_INLINE Floats<size> operator+(const Floats<size>& a, float b) {
-  return each(a, [=](Float x) { return x + b; });
-}
-template <int size>
-OPTWATCH_INLINE Floats<size> operator-(const Floats<size>& a, float b) {
-  return each(a, [=](Float x) { return x - b; });
-}
-template <int size>
-OPTWATCH_INLINE Floats<size> operator*(const Floats<size>& a, float b) {
-  return each(a, [=](Float x) { return x * b; });
-}
-template <int size>
-OPTWATCH_INLINE Floats<size> operator/(const Floats<size>& a, const Floats<size>& b) {
-  return each(a, b, [](Float x, Float y) { return x / y; });
-}
-template <int size>
-OPTWATCH_INLINE Floats<size> fma(const Floats<size>& a, const Floats<size>& b, const Floats<size>& c) {
-  Floats<size> r;
-#pragma GCC unroll 8
-  for (int i = 0; i < size; i++) r.v[i] = fma(a.v[i], b.v[i], c.v[i]);
-  return r;
-}
-template <int size>
-OPTWATCH_INLINE Floats<size> fma(const Floats<size>& a, const Floats<size>& b, float c) {
-  return each(a, b, [=](Float x, Float y) { return fma(x, y, splat(c)); });
-}
-template <int size>
-OPTWATCH_INLINE Floats<size> fma(const Floats<size>& a, float b, const Floats<size>& c) {
-  return each(a, c, [=](Float x, Float y) { return fma(x, splat(b), y); });
-}
-template <int size>
-OPTWATCH_INLINE Floats<size> fma(const Floats<size>& a, float b, float c) {
-  return each(a, [=](Float x) { return fma(x, splat(b), splat(c)); });
-}
-template <int size>
-OPTWATCH_INLINE Floats<size> sqrt(const Floats<size>& a) {
-  return each(a, [](Float x) { return sqrt(x); });
-}
-// a[0] * x**(n-1) + ... + a[n-1]
-template <int size, class... Rest>
-OPTWATCH_INLINE Floats<size> polynomial(const Floats<size>& x, float first, float second, Rest... rest) {
-  Floats<size> p = fma(x, first, second);
-  ((p = fma(p, x, rest)), ...);
-  return p;
-}
-
-template <int size>
-OPTWATCH_INLINE Floats<size> load_pack(const float* p) {
-  Floats<size> r;
-#pragma GCC unroll 8
-  for (int i = 0; i < size; i++) r.v[i] = load(p + i * kWidth);
-  return r;
-}
-template <int size, class T>
-OPTWATCH_INLINE Floats<size> load_narrow_pack(const T* p) {
-  Floats<size> r;
-#pragma GCC unroll 8
-  for (int i = 0; i < size; i++) r.v[i] = to_float(load_narrow(p + i * kWidth));
-  return r;
-}
-template <int size>
-OPTWATCH_INLINE void store(float* p, const Floats<size>& x) {
-#pragma GCC unroll 8
-  for (int i = 0; i < size; i++) store(p + i * kWidth, x.v[i]);
-}
-template <int size, class T>
-OPTWATCH_INLINE void store_narrow(T* p, const Pack<Int, size>& x) {
-#pragma GCC unroll 8
-  for (int i = 0; i < size; i++) store_narrow(p + i * kWidth, x.v[i]);
-}
-
-template <int size>
-struct Size {
-  static constexpr int value = size;
-};
-// Calls body(i, Size<vectors>) for the elements [0, n): `together` vectors at a time, then one by one.
-template <int together = kTogether, class Body>
-OPTWATCH_INLINE void in_packs(int n, Body body) {
-  int i = 0;
-  for (; i + together * kWidth <= n; i += together * kWidth) body(i, Size<together>{});
-  for (; i < n; i += kWidth) body(i, Size<1>{});
 }
 
 OPTWATCH_INLINE int32_t bits(float x) {

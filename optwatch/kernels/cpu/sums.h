@@ -36,19 +36,17 @@ inline int64_t nonfinite(const float* x, int n) {
   return found;
 }
 
+// Partial sums as one.
+OPTWATCH_INLINE Float fold(const Floats<4>& x) { return (x.v[0] + x.v[1]) + (x.v[2] + x.v[3]); }
+
 // Sums of a vector-valued term. Four partial sums, because one would wait for itself.
 template <class Term>
 OPTWATCH_INLINE float quickly(int n, Term add) {
-  Float a{}, b{}, c{}, d{};
-  int i = 0;
-  for (; i + 4 * kWidth <= n; i += 4 * kWidth) {
-    a = add(i, a);
-    b = add(i + kWidth, b);
-    c = add(i + 2 * kWidth, c);
-    d = add(i + 3 * kWidth, d);
-  }
-  for (; i < n; i += kWidth) a = add(i, a);
-  return sum((a + b) + (c + d));
+  Floats<4> total{};
+  in_packs<4>(n, [&](int i, auto size) {
+    for (int j = 0; j < size.value; j++) total.v[j] = add(i + j * kWidth, total.v[j]);
+  });
+  return sum(fold(total));
 }
 
 inline double squares(const float* x, int n) {
@@ -66,46 +64,68 @@ inline double squared_difference(const float* x, const float* y, int n) {
 }
 
 inline double product(const float* x, const float* y, int n) {
-  Float total{}, magnitude{};
-  for (int i = 0; i < n; i += kWidth) {
-    const Float term = load(x + i) * load(y + i);
-    total = total + term;
-    magnitude = magnitude + absolute(term);
-  }
-  if (trustworthy(sum(magnitude))) return sum(total);
+  constexpr int k = 4;
+  Floats<k> total{}, magnitude{};
+  in_packs<k>(n, [&](int i, auto size) {
+    for (int j = 0; j < size.value; j++) {
+      const Float term = load(x + i + j * kWidth) * load(y + i + j * kWidth);
+      total.v[j] += term;
+      magnitude.v[j] += absolute(term);
+    }
+  });
+  if (trustworthy(sum(fold(magnitude)))) return sum(fold(total));
   return precisely(n, [=](int i) { return double(x[i]) * y[i]; });
 }
 
 // The sum of squared weights, and how many are what they were. Padding is zero in both.
 inline double weights(const float* before, const float* after, int n, double* unchanged) {
-  Float total{};
+  constexpr int k = 4;
+  Floats<k> total{};
   Int same{};
-  int i = 0;
-  for (; i < n; i += kWidth) {
-    const Float w = load(after + i);
-    total = fma(w, w, total);
-    same = count(same, equal(w, load(before + i)));
-  }
-  *unchanged += sum(same) - (i - n);
-  const float fast = sum(total);
+  in_packs<k>(n, [&](int i, auto size) {
+    for (int j = 0; j < size.value; j++) {
+      const Float w = load(after + i + j * kWidth);
+      total.v[j] = fma(w, w, total.v[j]);
+      same = count(same, equal(w, load(before + i + j * kWidth)));
+    }
+  });
+  *unchanged += sum(same) - (-n & (kWidth - 1));
+  const float fast = sum(fold(total));
   return trustworthy(fast) ? fast : precise_squares(after, n);
 }
 
-// The six fields of a slot, added to `fields`. `limit` is what the block can hold.
-template <bool second_moment>
-inline void slot_fields(const float* exact, const float* stored, int n, float limit, double* fields) {
-  Float error_sq{}, exact_sq{}, total{};
-  Int most{}, underflow{};
-  for (int i = 0; i < n; i += kWidth) {
-    const Float x = load(exact + i), y = load(stored + i);
-    const Float error = second_moment ? sqrt(x) - sqrt(y) : x - y;
-    error_sq = fma(error, error, error_sq);
-    total = total + x;
-    if constexpr (!second_moment) exact_sq = fma(x, x, exact_sq);
-    most = maximum(most, bits(x) & ~kSignBit);
-    underflow = count(underflow, but_not(equal(y, Float{}), equal(x, Float{})));
+// Finite magnitudes above `limit`.
+inline int saturated(const float* x, int n, float limit) {
+  int found = 0;
+  for (int i = 0; i < n; i++) {
+    const int32_t magnitude = bits(x[i]) & ~kSignBit;
+    found += as_float(magnitude) > limit && magnitude < kInfinityBits;
   }
-  const float errors = sum(error_sq), values = sum(exact_sq), totals = sum(total);
+  return found;
+}
+
+// Adds the fields of a slot, all but kSaturated, to `fields` and returns the largest magnitude of the block.
+template <bool second_moment>
+inline float slot_fields(const float* exact, const float* stored, int n, double* fields) {
+  constexpr int k = 4;
+  Floats<k> error_sq{}, exact_sq{}, total{};
+  Int most{}, underflow{};
+  in_packs<k>(n, [&](int i, auto size) {
+    const auto x = load_pack<size.value>(exact + i), y = load_pack<size.value>(stored + i);
+    const auto error = each(x, y, [](Float p, Float q) {
+      if constexpr (!second_moment) return p - q;
+      // One root by the divider and one beside it; they differ in the last bit, which must not look like an error.
+      return select(equal(p, q), Float{}, sqrt(p) - sqrt_nearly(q));
+    });
+    for (int j = 0; j < size.value; j++) {
+      error_sq.v[j] = fma(error.v[j], error.v[j], error_sq.v[j]);
+      total.v[j] += x.v[j];
+      if constexpr (!second_moment) exact_sq.v[j] = fma(x.v[j], x.v[j], exact_sq.v[j]);
+      most = maximum(most, bits(x.v[j]) & ~kSignBit);
+      underflow = count(underflow, but_not(equal(y.v[j], Float{}), equal(x.v[j], Float{})));
+    }
+  });
+  const float errors = sum(fold(error_sq)), values = sum(fold(exact_sq)), totals = sum(fold(total));
   const bool finite = totals - totals == 0;
   const double total_exactly = finite ? totals : precisely(n, [=](int i) { return double(exact[i]); });
   if (trustworthy(errors)) {
@@ -114,8 +134,8 @@ inline void slot_fields(const float* exact, const float* stored, int n, float li
     fields[kErrorSq] += total_exactly - total_exactly;
   } else {
     fields[kErrorSq] += precisely(n, [=](int i) {
-      const double d = second_moment ? __builtin_sqrtf(exact[i]) - __builtin_sqrtf(stored[i])
-                                     : double(exact[i]) - stored[i];
+      const double d =
+          second_moment ? __builtin_sqrtf(exact[i]) - __builtin_sqrtf(stored[i]) : double(exact[i]) - stored[i];
       return d * d;
     });
   }
@@ -124,16 +144,11 @@ inline void slot_fields(const float* exact, const float* stored, int n, float li
   else
     fields[kExactSq] += trustworthy(values) ? values : precise_squares(exact, n);
   fields[kSum] += total_exactly;
-  const int32_t top = largest(most);
-  const double absmax = as_float(top);
+  const float absmax = as_float(largest(most));
   double& so_far = fields[kAbsMax];
   if (!(absmax <= so_far) && so_far == so_far) so_far = absmax;  // a NaN replaces every number and is kept
   fields[kUnderflow] += sum(underflow);
-  if (!(absmax <= limit))
-    for (int i = 0; i < n; i++) {
-      const int32_t magnitude = bits(exact[i]) & ~kSignBit;
-      fields[kSaturated] += as_float(magnitude) > limit && magnitude < kInfinityBits;
-    }
+  return absmax;
 }
 
 }  // namespace optwatch::OPTWATCH_ISA

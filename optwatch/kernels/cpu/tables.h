@@ -21,9 +21,9 @@ struct Key {
 
 // Where one block of a slot lives.
 struct Part {
-  void* values;           // the primary buffer, at the block's first element
-  void* const* buffers;   // every buffer of the tensor from its start, as the codec lists them
-  int64_t first;          // the block's first element in the flat tensor, a multiple of kBlock
+  void* values;          // the primary buffer, at the block's first element
+  void* const* buffers;  // every buffer of the tensor from its start, as the codec lists them
+  int64_t first;         // the block's first element in the flat tensor, a multiple of kBlock
   Key key;
 };
 
@@ -35,16 +35,17 @@ struct alignas(64) Note {
 // How a slot is stored. `n` is at most kBlock; arrays may be read and written up to the next multiple of kPad.
 struct Codec {
   const char* name;
-  int bytes;     // per element of the primary buffer
-  int buffers;   // how many buffers a tensor has
-  int block;     // elements that share a limit
-  bool in_place; // the primary buffer holds the fp32 values themselves: load and store have nothing to do
+  int bytes;      // per element of the primary buffer
+  int buffers;    // how many buffers a tensor has
+  int block;      // elements that share a limit
+  bool in_place;  // the primary buffer holds the fp32 values themselves: load and store have nothing to do
   const float* (*load)(const Part&, int n, float* scratch);
   // Storing is in two parts: what concerns whole sub-blocks (scales) and what concerns elements. The driver prepares
   // all slots before it stores the first, so that the long chain of a reduction overlaps with other work. `note` is
   // what one hands to the other. May be null.
   void (*prepare)(const Part&, int n, const float* exact, Note* note);
   void (*store)(const Part&, int n, const float* exact, const Note& note);
+  float largest;  // what any block can hold, as long as its scales are free to grow
   // The largest magnitude that sub-block `index` of the block, as stored, can hold; infinity where nothing is cut off.
   float (*limit)(const Part&, int index);
 };

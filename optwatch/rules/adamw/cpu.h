@@ -2,7 +2,7 @@
 // contracted, so that the new state and the weights equal the reference's to the last bit.
 #pragma once
 
-#include "optwatch/kernels/cpu/simd.h"
+#include "optwatch/kernels/cpu/packs.h"
 #include "optwatch/kernels/cpu/tables.h"
 
 namespace optwatch::OPTWATCH_ISA {
@@ -10,11 +10,6 @@ namespace optwatch::OPTWATCH_ISA {
 struct AdamWScalars {
   float grad_scale, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, inv_sqrt_bc2, decay;
 };
-
-template <int size>
-OPTWATCH_INLINE Floats<size> adamw_direction(const Floats<size>& m, const Floats<size>& v, const AdamWScalars& h) {
-  return m / (sqrt(v) * h.inv_sqrt_bc2 + h.eps) * h.step_size;
-}
 
 template <bool keep>
 inline float adamw_loop(const float* g, const float* w, float* w_new, const float* const* state, float* const* next,
@@ -30,7 +25,7 @@ inline float adamw_loop(const float* g, const float* w, float* w_new, const floa
     v = v * h.beta2 + grad * grad * h.one_minus_beta2;
     store(m_out + i, m);
     store(v_out + i, v);
-    const auto u = adamw_direction(m, v, h);
+    const auto u = m / (sqrt(v) * h.inv_sqrt_bc2 + h.eps) * h.step_size;
     store(w_new + i, load_pack<k>(w + i) * h.decay - u);
     if constexpr (keep) store(u_out + i, u);
     for (int j = 0; j < k; j++) update_sq = fma(u.v[j], u.v[j], update_sq);
@@ -46,11 +41,13 @@ inline float adamw_step(const float* g, const float* w, float* w_new, const floa
            : adamw_loop<false>(g, w, w_new, state, next, n, h, nullptr);
 }
 
+// For the statistics only, so nearly exact is exact enough.
 inline void adamw_update(const float* const* state, const float*, int n, const float* scalars, float* u) {
   AdamWScalars h;
   std::memcpy(&h, scalars, sizeof h);
-  in_packs(n, [=](int i, auto size) {
-    store(u + i, adamw_direction(load_pack<size.value>(state[0] + i), load_pack<size.value>(state[1] + i), h));
+  in_packs<4>(n, [=](int i, auto size) {
+    const auto m = load_pack<size.value>(state[0] + i), v = load_pack<size.value>(state[1] + i);
+    store(u + i, m / (sqrt_nearly(v) * h.inv_sqrt_bc2 + h.eps) * h.step_size);
   });
 }
 
