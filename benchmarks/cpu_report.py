@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 METHOD = (
@@ -63,9 +64,9 @@ def notes(document: dict[str, Any]) -> list[str]:
         if row["problem"]:
             count = len(row["processes"])
             found.append(f"- {row['name']}, {row['isa']}, {count} processes measured: {row['problem']}")
-        accounts = sorted(value for process in row["processes"] for value in process.get("µs a step", ()))
+        accounts = [value for process in row["processes"] for value in process.get("µs a step", ())]
         if accounts:
-            account = accounts[len(accounts) // 2]
+            account = statistics.median(accounts)
             clock = 1e3 * (row["ours_ms"] - row["other_ms"])
             found.append(
                 f"- {row['name']}, {row['isa']}: watching accounts for {account:.1f} µs a step, "
