@@ -77,9 +77,9 @@ class RunView:
     groups: tuple[GroupView, ...]
 
     @property
-    def actual_bytes(self) -> float:
+    def actual_bytes(self) -> float | None:
         """State bytes over all slots."""
-        return sum(slot.actual_bytes for slot in self.slots)
+        return _sum(slot.actual_bytes for slot in self.slots)
 
     @property
     def expected_bytes(self) -> float | None:

@@ -179,8 +179,8 @@ def _stored_as(slot: SlotView) -> str:
     return " + ".join(_SHORT.get(dtype, dtype) for dtype in slot.dtypes) or "nothing"
 
 
-def _saved(actual: float, fp32: float | None) -> str:
-    return f"{100 * (1 - actual / fp32):.0f} %" if fp32 else ABSENT
+def _saved(actual: float | None, fp32: float | None) -> str:
+    return f"{100 * (1 - actual / fp32):.0f} %" if fp32 and actual is not None else ABSENT
 
 
 def _mismatch(run: RunView) -> RenderableType:

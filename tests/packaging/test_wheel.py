@@ -93,12 +93,14 @@ def test_one_wheel_for_every_python(sources: Path, tmp_path: Path) -> None:
     assert not [
         name for name in names if name.split("/")[0] in ("tests", "tools", "benchmarks", "dashboards")
     ]
+    assert not [name for name in names if name.endswith((".h", ".cpp", ".txt")) and ".dist-info/" not in name]
     assert step(wheel, tmp_path / "unpacked") == "0.7 []"
 
 
 @pytest.mark.parametrize("broken", ["no compiler", "a compiler that fails"])
 def test_without_a_compiler_the_build_goes_on(sources: Path, tmp_path: Path, broken: str) -> None:
     """A py3-none-any wheel and one clear warning; the same numbers, from the reference backend, which says so once."""
+    (sources / LIBRARY).write_bytes(b"left behind by an earlier build")
     compiler = "/nonexistent/c++" if broken == "no compiler" else shutil.which("false")
     wheel, said = build(sources, tmp_path / "dist", CXX=str(compiler))
     assert wheel.name.endswith("-py3-none-any.whl")
