@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, overload
@@ -116,16 +117,19 @@ class Optimizer(torch.optim.Optimizer):
 
     def _run(self, full: bool) -> StepStats:
         """Run every plan, after binding anew whatever changed."""
-        if (
-            self._bindings is None
-            or self._has_new_gradient()
-            or not all(b.is_current() for b in self._bindings)
-        ):
+        if self._bindings is None or self._has_new_gradient() or not self._is_current(self._bindings):
             self._bind()
         assert self._bindings is not None
         ran = [binding.run(self.param_groups, self.options, full) for binding in self._bindings]
         layouts = tuple(binding.layout for binding in self._bindings)
         return StepStats(self._steps, full, layouts, tuple(plan for plan in ran if plan is not None))
+
+    def _is_current(self, bindings: list[Binding]) -> bool:
+        """Whether the plans are bound to what ``self.state`` holds: the same dicts, and in them the same tensors."""
+        same = len(self.state) == len(self._bound) and all(
+            map(operator.is_, self.state.values(), self._bound)
+        )
+        return same and all(binding.is_current() for binding in bindings)
 
     def _has_new_gradient(self) -> bool:
         return any(param.grad is not None for param in self._waiting)
@@ -159,6 +163,7 @@ class Optimizer(torch.optim.Optimizer):
             )
             for (_, spec), members in plans.items()
         ]
+        self._bound = list(self.state.values())
 
     def _spec(self, group: Mapping[str, Any], param: Tensor, name: str) -> PlanSpec:
         """The plan that ``param`` needs; creates its state if it has none, else goes by the tensors it finds."""
