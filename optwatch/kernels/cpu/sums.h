@@ -128,7 +128,7 @@ inline float slot_fields(const float* exact, const float* stored, int n, double*
   const float errors = sum(fold(error_sq)), values = sum(fold(exact_sq)), totals = sum(fold(total));
   const bool finite = totals - totals == 0;
   const double total_exactly = finite ? totals : precisely(n, [=](int i) { return double(exact[i]); });
-  if (trustworthy(errors)) {
+  if (finite && trustworthy(errors)) {  // infinity - infinity is NaN, which the selection above hides
     fields[kErrorSq] += errors;
   } else if (exact == stored) {  // the storage is exact, but NaN - NaN is NaN
     fields[kErrorSq] += total_exactly - total_exactly;
