@@ -138,8 +138,8 @@ def test_instruction_sets_agree(state: str, kind: str) -> None:
         other = Run(state, isa=isa).step(kind, full=True, steps=1)
         for a, b in zip(best.tensors, other.tensors, strict=True):
             torch.testing.assert_close(a.param, b.param, rtol=1e-6, atol=1e-9, equal_nan=True)
-        for a, b in zip(best.storage()[len(SIZES) :], other.storage()[len(SIZES) :], strict=True):
-            assert (a != b).sum() <= max(1, 1e-3 * a.numel())
+        for x, y in zip(best.storage()[len(SIZES) :], other.storage()[len(SIZES) :], strict=True):
+            assert (x != y).sum() <= max(1, 1e-3 * x.numel())
         finite = [
             torch.equal(a.isnan(), b.isnan()) for a, b in zip(best.decoded(), other.decoded(), strict=True)
         ]
