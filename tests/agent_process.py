@@ -73,10 +73,23 @@ def agent(
     directory: Path, *options: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The address and the process of an agent that polls quickly; its log is ``agent-test.log``."""
-    command = [sys.executable, "-m", "optwatch.agent", "--dir", str(directory), "--interval", "0.05", "--port", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "optwatch.agent",
+        "--dir",
+        str(directory),
+        "--interval",
+        "0.05",
+        "--port",
+        "0",
+    ]
     with (directory / "agent-test.log").open("ab") as log:
         process = subprocess.Popen(
-            [*command, *options], stdout=log, stderr=log, env={**board_samples.environment(), **(environment or {})}
+            [*command, *options],
+            stdout=log,
+            stderr=log,
+            env={**board_samples.environment(), **(environment or {})},
         )
     try:
         yield wait_for_agent(directory), process

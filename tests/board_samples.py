@@ -23,7 +23,14 @@ def schema(run_id: str = "run", rank: int = 0, tensors: int = 12) -> Schema:
     rows = tuple(TensorInfo(f"h.{i}.weight", f"blocks_{i % 6}", 100 + i) for i in range(tensors))
     state = [{**ADAMW, "slot": s, "dtype": "int8", "device": "cpu"} for s in ("exp_avg", "exp_avg_sq")]
     return Schema(
-        run={"run_id": run_id, "rank": rank, "world_size": 1, "host": "here", "pid": os.getpid(), "replicas": 1},
+        run={
+            "run_id": run_id,
+            "rank": rank,
+            "world_size": 1,
+            "host": "here",
+            "pid": os.getpid(),
+            "replicas": 1,
+        },
         gauges=(*(Series("optwatch.optimizer.state", labels) for labels in state), Series("optwatch.loss")),
         counters=(Series("optwatch.steps", ADAMW), Series("optwatch.nonfinite_elements", ADAMW)),
         infos=(Series("optwatch.optimizer", {**ADAMW, "rule": "adamw", "codec": "int8", "backend": "cpu"}),),
@@ -70,7 +77,12 @@ def environment() -> dict[str, str]:
 
 
 def start_writer(
-    directory: Path, run_id: str = "run", rank: int = 0, hertz: float = 50.0, tensors: int = 12, steps: int = 0
+    directory: Path,
+    run_id: str = "run",
+    rank: int = 0,
+    hertz: float = 50.0,
+    tensors: int = 12,
+    steps: int = 0,
 ) -> subprocess.Popen[str]:
     """A process that writes a board until killed (or for so many steps), after printing ``ready``."""
     arguments = [str(directory), run_id, str(rank), str(hertz), str(tensors), str(steps)]
