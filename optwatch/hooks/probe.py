@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from optwatch.optim.base import count_state_bytes
 
 #: Learning rates of more parameter groups than this are not shown: a group may be a single tensor.
 MAXIMUM_RATES = 16
+SeriesValues = list[tuple[Series, float]]
 #: Wraps what the training loop calls, so that nothing it raises gets there.
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -54,8 +56,9 @@ class Probe:
         self._offsets: dict[int, int] = {}  # first row of each layout, by identity
         self._transfer = Transfer()
         self._duration = histogram("optwatch.optimizer_step_duration")
-        self._bytes: list[tuple[Series, float]] = []
-        self._rates: list[tuple[Series, float]] = []
+        self._bytes: SeriesValues = []
+        self._gradients: SeriesValues = []
+        self._rates: SeriesValues = []
         self._steps = self._skipped = self._nonfinite = 0.0
         self._started = math.nan
         self._stats: StepStats | None = None
@@ -101,8 +104,10 @@ class Probe:
         if changed:
             self._layouts = stats.layouts
             self._tabulate(optimizer)
-        if changed or stats.full:
+        if changed:
             self._describe(optimizer)
+        elif stats.full:
+            self._read_gradients(optimizer)
         self._transfer.send(stats)
         for rows in self._transfer.arrived():
             self._deliver(rows)
@@ -127,7 +132,7 @@ class Probe:
 
     def gauges(self) -> Sequence[tuple[Series, float]]:
         """Bytes and learning rates."""
-        return self._bytes + self._rates
+        return self._bytes + self._gradients + self._rates
 
     def counters(self) -> Sequence[tuple[Series, float]]:
         """Steps, steps without an update, non-finite gradient elements."""
@@ -201,13 +206,21 @@ class Probe:
         self._changed()
 
     def _describe(self, optimizer: torch.optim.Optimizer) -> None:
-        """Count the bytes anew. They change only when tensors do, which a new layout tells; strangers' never do."""
-        described = byte_series(optimizer, self.name)
+        """Count the bytes anew. Those of own optimizers change only with the layout, which every step checks."""
+        described = state_series(optimizer, self.name)
+        described += tensor_series(optimizer, self.name, ("parameter", "parameters"))
         if [series for series, _ in described] != [series for series, _ in self._bytes]:
             self._changed()
         self._bytes = described
+        self._read_gradients(optimizer)
         if not self._rates:
             self._read_rates(optimizer)
+
+    def _read_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        found = tensor_series(optimizer, self.name, ("gradient",))
+        if [series for series, _ in found] != [series for series, _ in self._gradients]:
+            self._changed()
+        self._gradients = found
 
     def _read_rates(self, optimizer: torch.optim.Optimizer) -> None:
         groups = optimizer.param_groups[:MAXIMUM_RATES]
@@ -236,28 +249,32 @@ def _on_host(value: object) -> float:
     return float(cast(Any, value)) if value is not None else math.nan
 
 
-def byte_series(optimizer: torch.optim.Optimizer, name: str) -> list[tuple[Series, float]]:
-    """The byte gauges of an optimizer: state as found and as asked for, parameters, gradients, and the elements."""
+def state_series(optimizer: torch.optim.Optimizer, name: str) -> SeriesValues:
+    """The bytes of the optimizer's state, as found and, for optwatch's own, as asked for."""
     if isinstance(optimizer, Optimizer):
         actual, expected = optimizer.state_bytes(), optimizer.expected_state_bytes()
     else:
         actual, expected = count_state_bytes(optimizer.state.values(), ()), {}
-    series = []
-    for metric, counted in (("state", actual), ("state_expected", expected)):
-        for kind, number in sorted(counted.items()):
-            series.append(
-                (Series(f"optwatch.optimizer.{metric}", {"optimizer": name, **kind._asdict()}), number)
-            )
-    totals: dict[tuple[str, str, str], int] = {}
+    return [
+        (Series(f"optwatch.optimizer.{metric}", {"optimizer": name, **kind._asdict()}), float(number))
+        for metric, counted in (("state", actual), ("state_expected", expected))
+        for kind, number in sorted(counted.items())
+    ]
+
+
+def tensor_series(optimizer: torch.optim.Optimizer, name: str, metrics: Sequence[str]) -> SeriesValues:
+    """Of parameters and gradients the bytes (``parameter``, ``gradient``) and the elements (``parameters``)."""
+    totals: dict[tuple[str, torch.dtype, torch.device], int] = defaultdict(int)
     for group in optimizer.param_groups:
         for param in group["params"]:
-            tensors = [("parameter", param, param.nbytes), ("parameters", param, param.numel())]
-            if param.grad is not None:
-                tensors.append(("gradient", param.grad, param.grad.nbytes))
-            for metric, tensor, number in tensors:
-                key = (metric, str(tensor.dtype).removeprefix("torch."), str(tensor.device))
-                totals[key] = totals.get(key, 0) + number
-    for (metric, dtype, device), number in sorted(totals.items()):
-        labels = {"optimizer": name, "dtype": dtype, "device": device}
-        series.append((Series(f"optwatch.{metric}", labels), number))
-    return [(s, float(number)) for s, number in series]
+            for metric in metrics:
+                tensor = param.grad if metric == "gradient" else param
+                if tensor is not None:
+                    size = tensor.numel() if metric == "parameters" else tensor.nbytes
+                    totals[metric, tensor.dtype, tensor.device] += size
+    labels = {
+        key: {"optimizer": name, "dtype": str(key[1]).removeprefix("torch."), "device": str(key[2])}
+        for key in totals
+    }
+    series = [(Series(f"optwatch.{key[0]}", labels[key]), float(number)) for key, number in totals.items()]
+    return sorted(series, key=lambda pair: pair[0].key)

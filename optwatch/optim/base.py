@@ -15,7 +15,8 @@ from optwatch.codecs import Codec, codec_for, state_format
 from optwatch.kernels import PlanSpec, check_backend
 from optwatch.optim.binding import Binding, Stale
 from optwatch.optim.checkpoint import load
-from optwatch.optim.slots import allocate, decode, identify
+from optwatch.optim.options import Ranges, check
+from optwatch.optim.slots import begin, decode, identify
 from optwatch.optim.stats import StepStats, Subscriber
 from optwatch.rules import Rule
 
@@ -36,13 +37,14 @@ class Optimizer(torch.optim.Optimizer):
     """Base of the optimizers: binds plans, counts bytes, delivers statistics.
 
     A subclass names its ``rule`` (or chooses one for each group in :meth:`rule_for`), the hyperparameters (``options``)
-    that rules read, and has a constructor with torch.optim's signature that passes ``state``, ``seed`` and ``backend``
-    on. State is created at the first step that
-    a parameter has a gradient in.
+    that rules read, their ``ranges``, and has a constructor with torch.optim's signature that passes ``state``,
+    ``seed`` and ``backend`` on. State is created at the first step that a parameter has a gradient in.
     """
 
     rule: ClassVar[Rule]
     options: ClassVar[tuple[str, ...]]
+    #: What some of the options may be.
+    ranges: ClassVar[Ranges] = ()
 
     def __init__(
         self, params: ParamsT, defaults: dict[str, Any], *, state: str, seed: int, backend: str | None
@@ -79,7 +81,8 @@ class Optimizer(torch.optim.Optimizer):
         return self.rule
 
     def check_options(self, group: Mapping[str, Any]) -> None:
-        """Raise a ``ValueError`` for an option of ``group`` that is out of range."""
+        """Raise a ``ValueError`` for an option of ``group`` that is out of range or not supported."""
+        check(type(self).__name__, group, self.ranges)
 
     def parameter_name(self, group: Mapping[str, Any], position: int) -> str:
         """How messages name a parameter."""
@@ -106,21 +109,25 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         self._steps += 1
         full = any(self._steps % every == 1 % every for _, every in self._subscribers.values())
-        try:
-            stats = self._run(full)
-        except Stale:
-            self._bindings = None
-            stats = self._run(full)
+        stats = self._run(full)
         for subscriber, _ in list(self._subscribers.values()):
             subscriber(stats)
         return loss
 
-    def _run(self, full: bool) -> StepStats:
+    def _run(self, full: bool, **aside: float) -> StepStats:
+        """Run every plan; ``aside`` adds options and makes it no step, see :meth:`Binding.run`."""
+        try:
+            return self._run_bound(full, aside)
+        except Stale:
+            self._bindings = None
+            return self._run_bound(full, aside)
+
+    def _run_bound(self, full: bool, aside: Mapping[str, float]) -> StepStats:
         """Run every plan, after binding anew whatever changed."""
         if self._bindings is None or self._has_new_gradient() or not self._is_current(self._bindings):
             self._bind()
         assert self._bindings is not None
-        ran = [binding.run(self.param_groups, self.options, full) for binding in self._bindings]
+        ran = [binding.run(self.param_groups, self.options, full, aside) for binding in self._bindings]
         layouts = tuple(binding.layout for binding in self._bindings)
         return StepStats(self._steps, full, layouts, tuple(plan for plan in ran if plan is not None))
 
@@ -138,6 +145,7 @@ class Optimizer(torch.optim.Optimizer):
         """Create missing state and bind one plan for each combination of device, element types and codecs."""
         plans: dict[tuple[torch.device, PlanSpec], list[tuple[Tensor, int, int]]] = defaultdict(list)
         self._waiting: list[Tensor] = []
+        self._rules = [self.rule_for(group) for group in self.param_groups]
         index = 0
         for number, group in enumerate(self.param_groups):
             for position, param in enumerate(group["params"]):
@@ -172,7 +180,8 @@ class Optimizer(torch.optim.Optimizer):
             state["step"] = torch.tensor(0.0)
             for slot in self.rule_for(group).slots:
                 codec = codec_for(group["state"], slot.kind, param.numel())
-                state.update(allocate(codec, slot.name, param))
+                initial = float(group[slot.initial]) if slot.initial else 0.0
+                state.update(begin(codec, slot.name, param, initial))
         rule = self.rule_for(group)
         codecs = self._codecs(rule, param, name)
         grad_dtype = param.dtype if param.grad is None else param.grad.dtype

@@ -116,9 +116,10 @@ class _Parameter:
     def load(self, saved: dict[str, Any], convert: bool) -> dict[str, Any]:
         """The state to use; a ``ValueError`` names the parameter, what was found and what was expected."""
         state_format(self.format)
-        if "step" not in saved:
+        if "step" not in saved and not self.rule.stepless:
             raise ValueError(f"the checkpoint's state of {self.name} has no 'step', found {sorted(saved)}")
-        state: dict[str, Any] = {"step": torch.tensor(float(saved["step"]))}
+        # Without a count, all that matters is that the first step lies behind.
+        state: dict[str, Any] = {"step": torch.tensor(float(saved.get("step", 1.0)))}
         for slot in self.rule.slots:
             try:
                 codec = identify(self.rule, slot, saved, self.param.numel(), self.param.shape)

@@ -43,6 +43,15 @@ def allocate(codec: Codec, slot: str, param: Tensor) -> dict[str, Tensor]:
     return {buffer_key(codec, slot, buffer): buffers[buffer.name] for buffer in codec.buffers}
 
 
+def begin(codec: Codec, slot: str, param: Tensor, value: float) -> dict[str, Tensor]:
+    """State for one slot of ``param`` that starts at ``value`` everywhere, by key."""
+    if not value or not param.numel():
+        return allocate(codec, slot, param)
+    values = torch.full_like(param, value, dtype=torch.float32, requires_grad=False)
+    nearest = torch.full((param.numel(),), 32768.0, device=param.device) if codec.stochastic else None
+    return keep(codec, slot, param, values, nearest)
+
+
 def keep(
     codec: Codec, slot: str, param: Tensor, values: Tensor, random: Tensor | None = None
 ) -> dict[str, Tensor]:

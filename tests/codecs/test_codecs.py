@@ -107,6 +107,14 @@ def test_cubic_codes_all_decode_and_encode_to_themselves() -> None:
         assert torch.equal(again["scale"], buffers["scale"])
 
 
+def test_cubic_magnitudes_too_small_to_tell_apart_are_zero() -> None:
+    """Below 2**-126: scale and codes are zero."""
+    stored, buffers = round_trip(CUBIC, torch.full((128,), -1e-40))
+    assert not stored.any()
+    assert not buffers["codes"].any()
+    assert not buffers["scale"].any()
+
+
 def test_cubic_error_is_half_a_code() -> None:
     """The cube root of the stored value is within half a code of the exact one's."""
     values = sample(Kind.SIGNED, 1 << 16)

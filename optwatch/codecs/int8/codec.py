@@ -55,7 +55,7 @@ class Int8Cubic(Codec):
         scale = torch.where(largest < SMALLEST, 0.0, round_up_to_bf16(largest.nan_to_num(0.0, 0.0)))
         magnitude = (x.abs() / scale[:, None]).clamp(max=1.0).nan_to_num(0.0, 0.0)
         root = magnitude.double().pow(1 / 3).float() if x.device.type != "mps" else magnitude.pow(1 / 3)
-        codes = torch.floor(127 * root + 0.5).copysign(x)
+        codes = torch.where(scale[:, None] > 0, torch.floor(127 * root + 0.5).copysign(x), 0.0)
         buffers["codes"].copy_(codes.view(-1)[: len(values)])
         buffers["scale"].copy_(torch.where(largest.isfinite(), scale, torch.nan))
         return self.load(buffers)
