@@ -76,7 +76,7 @@ class ReferencePlan:
             fields += [
                 _sum_sq(rule.update(stored, grad, h) - rule.update(exact, grad, h)),
                 _sum_sq(new_weight),
-                _sum(exact[0] * grad),
+                _sum(exact[0] * grad) if rule.compares_moment else torch.zeros(()),
                 (new_weight == weight).sum(),
             ]
             for slot, codec, buffer, x, y in zip(rule.slots, codecs, buffers, exact, stored, strict=True):

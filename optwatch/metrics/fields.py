@@ -11,7 +11,7 @@ weight (learning rate included, decay excluded):
 ``update_sq``       sum of u squared
 ``update_error_sq`` sum of (u from the stored state - u from the exact state) squared
 ``weight_sq``       sum of the squared weights as stored after the step
-``moment_grad``     sum of m*g, where m is the exact new value of the rule's first slot
+``moment_grad``     sum of m*g, where m is the exact new value of the rule's first slot; 0 unless that is signed
 ``unchanged``       number of weights whose stored value the step did not change
 ``error_sq``        sum of (x - y) squared; of (sqrt(x) - sqrt(y)) squared for second moments
 ``exact_sq``        sum of x squared; of x for second moments, that is of the squared square root

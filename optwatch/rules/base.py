@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
@@ -19,6 +19,7 @@ class Slot:
 
     name: str
     kind: Kind
+    initial: str | None = None  # the option of a parameter group that the slot starts at; zero without one
 
 
 class Rule(abc.ABC):
@@ -30,8 +31,19 @@ class Rule(abc.ABC):
 
     name: str
     slots: tuple[Slot, ...]
+    #: Whether torch.optim keeps no ``step`` for this rule, so that its checkpoints may lack one.
+    stepless: bool = False
     #: Names of the numbers that the elementwise mathematics needs for a tensor, in the order kernels receive them.
     scalars: tuple[str, ...]
+
+    @property
+    def compares_moment(self) -> bool:
+        """Whether the first slot is a first moment, whose angle to the gradient means something."""
+        return bool(self.slots) and self.slots[0].kind is Kind.SIGNED
+
+    def __repr__(self) -> str:
+        """The rule's name."""
+        return self.name
 
     @abc.abstractmethod
     def prepare(
@@ -47,12 +59,44 @@ class Rule(abc.ABC):
     def step(
         self, state: Sequence[Tensor], grad: Tensor, weight: Tensor, h: Mapping[str, float]
     ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The exact new state, slot by slot, and what is subtracted from the weight; ``h`` holds the scalars by name."""
+        """The exact new state, slot by slot, and what is subtracted from the weight; ``h``: the scalars by name."""
 
     @abc.abstractmethod
     def update(self, state: Sequence[Tensor], grad: Tensor, h: Mapping[str, float]) -> Tensor:
-        """What is subtracted from the weight, as far as it follows from the new ``state``."""
+        """What is subtracted from the weight, as far as it follows from the new ``state``.
+
+        ``grad`` is the gradient as it was given: a rule with L2 decay that needs the gradient here goes without the
+        decay's part of it.
+        """
 
     @abc.abstractmethod
     def apply(self, weight: Tensor, update: Tensor, h: Mapping[str, float]) -> Tensor:
         """The new weight, with weight decay."""
+
+    def columns(self, n: int, **values: ArrayLike) -> NDArray[np.float32]:
+        """The scalars of ``n`` tensors from their names: numbers or arrays ``[n]``."""
+        packed = np.empty((n, len(self.scalars)), np.float32)
+        for column, name in enumerate(self.scalars):
+            packed[:, column] = values[name]
+        return packed
+
+
+class DecoupledDecay(Rule):
+    """A rule that shrinks the weight by its scalar ``decay`` before the update."""
+
+    def apply(self, weight: Tensor, update: Tensor, h: Mapping[str, float]) -> Tensor:
+        """Decay first, as torch.optim does."""
+        return weight * h["decay"] - update
+
+
+class CoupledDecay(Rule):
+    """A rule whose weight decay is a part of the gradient (L2), by its scalars ``grad_scale`` and ``l2``."""
+
+    @staticmethod
+    def decayed(grad: Tensor, weight: Tensor, h: Mapping[str, float]) -> Tensor:
+        """The gradient with its sign (``maximize``), and then the decay's."""
+        return grad * h["grad_scale"] + weight * h["l2"]
+
+    def apply(self, weight: Tensor, update: Tensor, h: Mapping[str, float]) -> Tensor:
+        """The decay is in the update."""
+        return weight - update

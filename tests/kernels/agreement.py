@@ -51,7 +51,7 @@ OWN_OPTIONS = {
 }
 #: Rules that run with options that ask for something else than a step, and those options; in every second step.
 ASIDE = {"sophiag": {"fold": np.array([1.0])}}
-#: A slot that is never smaller than the square of another.
+#: A slot that is never smaller than the square of another; twice as large here, so that their difference is exact.
 AT_LEAST_SQUARE = {"square_avg": "grad_avg"}
 
 
@@ -153,7 +153,7 @@ def items(spec: PlanSpec, sizes: Sequence[int], patterns: Sequence[str], steps: 
             values = scale * _spread(size, gen) if pattern != "zero" else torch.zeros(size)
             values = values.square() if slot.kind is Kind.SECOND_MOMENT else values
             if (below := AT_LEAST_SQUARE.get(slot.name)) in earlier:
-                values += earlier[below].square()
+                values += 2 * earlier[below].square()
             earlier[slot.name] = values
             buffers = codec.allocate(size, CPU)
             codec.store(values, buffers, torch.randint(0, 65536, (size,), generator=gen).float())
@@ -285,34 +285,27 @@ def exact_row(
     spec: PlanSpec, before: PlanTensor, after: PlanTensor, grad: Tensor, scalars: np.ndarray
 ) -> dict[str, tuple[float, float]]:
     """Each field of a row in float64, with the sum of magnitudes that its error is measured by."""
-    rule, h = spec.rule, dict(zip(spec.rule.scalars, scalars.tolist(), strict=True))
+    rule, g = spec.rule, grad.double()
     load = [
-        (codec.load(old).double(), codec.load(new).double())
+        (codec.load(old), codec.load(new))
         for codec, old, new in zip(spec.codecs, before.slots, after.slots, strict=True)
     ]
-    g = grad.double()
-    old, weight = [old for old, _ in load], before.param.double()
-    exact, u = rule.step(old, g, weight, h)
-    # Beyond the range of fp32 everything follows from what became of the moments there.
-    narrow, narrow_u = rule.step([x.float() for x in old], grad.float(), weight.float(), h)
-    inside = torch.stack([torch.ones_like(g, dtype=torch.bool), *(x.isfinite() for x in narrow)]).all(0)
-    exact = [torch.where(inside, x.float(), y).double() for x, y in zip(exact, narrow, strict=True)]
-    u = torch.where(inside, u, narrow_u.double())
-    again = rule.update(exact, g, h)
-    error = rule.update([new for _, new in load], g, h) - again
+    single, exact, u, again, error = _exactly(spec, load, before.param, grad, scalars)
     row = {
         "grad_sq": (g.square(), g.square()),
         "nonfinite": ((~g.isfinite()).double(),) * 2,
         "update_sq": (u.square(), u.square()),
         "update_error_sq": (error.square(), _difference(error, again)),
         "weight_sq": (after.param.double().square(),) * 2,
-        "moment_grad": (exact[0] * g, (exact[0] * g).abs()) if rule.compares_moment else (0 * weight,) * 2,
+        "moment_grad": (exact[0] * g, (exact[0] * g).abs())
+        if rule.compares_moment
+        else (torch.zeros_like(g),) * 2,
         "unchanged": ((after.param == before.param).double(),) * 2,
     }
-    for slot, codec, buffers, x, (_, y) in zip(
-        rule.slots, spec.codecs, after.slots, exact, load, strict=True
+    for slot, codec, buffers, x, narrow, (_, y) in zip(
+        rule.slots, spec.codecs, after.slots, exact, single, load, strict=True
     ):
-        fields = _slot_row(slot.kind, codec, buffers, x, y)
+        fields = _slot_row(slot.kind, codec, buffers, x, narrow, y.double())
         row |= {f"{slot.name}.{field}": value for field, value in fields.items()}
     summed = {field: tuple(float(v.sum()) for v in pair) for field, pair in row.items()}
     for slot, x in zip(rule.slots, exact, strict=True):
@@ -321,16 +314,42 @@ def exact_row(
     return summed  # type: ignore[return-value]
 
 
+def _exactly(
+    spec: PlanSpec, load: Sequence[tuple[Tensor, Tensor]], weight: Tensor, grad: Tensor, scalars: np.ndarray
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Tensor, Tensor, Tensor]:
+    """New state in fp32 and as exact as fp32 can hold it, the update, the update from that state, and its error.
+
+    In float64; but where a moment goes beyond the range of fp32, everything follows from what became of it there, and
+    where rounding decides on a sign, it does so in fp32.
+    """
+    rule, h = spec.rule, dict(zip(spec.rule.scalars, scalars.tolist(), strict=True))
+
+    def evaluate(dtype: torch.dtype) -> tuple[Sequence[Tensor], list[Tensor]]:
+        old, stored = [x.to(dtype) for x, _ in load], [y.to(dtype) for _, y in load]
+        g = grad.to(dtype)
+        new, u = rule.step(old, g, weight.to(dtype), h)
+        rounded = [x.float().to(dtype) for x in new]
+        return rounded, [u, rule.update(rounded, g, h), rule.update(stored, g, h)]
+
+    (single, beyond), (exact, within) = evaluate(torch.float32), evaluate(torch.float64)
+    inside = torch.stack([torch.ones_like(grad, dtype=torch.bool), *(x.isfinite() for x in single)]).all(0)
+    exact = [torch.where(inside, x, y.double()) for x, y in zip(exact, single, strict=True)]
+    updates = [
+        torch.where(inside & ((x - y).abs() < 0.5 * x.abs()), x, y.double())
+        for x, y in zip(within, beyond, strict=True)
+    ]
+    return single, exact, updates[0], updates[1], updates[2] - updates[1]
+
+
 def _difference(d: Tensor, a: Tensor) -> Tensor:
     """The magnitude of d = a - b squared when a or b is off by a millionth of a: 1e-4 of it is what that does."""
     return d.square() + 2e-2 * (d * a).abs() + 1e-8 * a.square()
 
 
 def _slot_row(
-    kind: Kind, codec: Codec, buffers: dict[str, Tensor], x: Tensor, y: Tensor
+    kind: Kind, codec: Codec, buffers: dict[str, Tensor], x: Tensor, single: Tensor, y: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     a, b = (x.sqrt(), y.sqrt()) if kind is Kind.SECOND_MOMENT else (x, y)
-    single = x.float()
     return {
         "error_sq": ((a - b).square(), _difference(a - b, a)),
         "exact_sq": (a.square(), a.square()),

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import Rule, Slot
+from optwatch.rules.base import DecoupledDecay, Slot
 
 
-class AdamW(Rule):
+class AdamW(DecoupledDecay):
     """m = b1*m + (1-b1)*g, v = b2*v + (1-b2)*g*g, w = w*(1-lr*decay) - lr/bc1 * m / (sqrt(v)/sqrt(bc2) + eps)."""
 
     name = "adamw"
@@ -60,7 +60,3 @@ class AdamW(Rule):
         """step_size * m / (sqrt(v) * inv_sqrt_bc2 + eps)."""
         exp_avg, exp_avg_sq = state
         return exp_avg / (exp_avg_sq.sqrt() * h["inv_sqrt_bc2"] + h["eps"]) * h["step_size"]
-
-    def apply(self, weight: Tensor, update: Tensor, h: Mapping[str, float]) -> Tensor:
-        """Decay first, as torch.optim does."""
-        return weight * h["decay"] - update

@@ -1,0 +1,48 @@
+"""Adadelta."""
+
+from __future__ import annotations
+
+from torch.optim.optimizer import ParamsT
+
+from optwatch.optim.base import Optimizer
+from optwatch.optim.options import AT_LEAST_0, UP_TO_1
+from optwatch.rules import RULES
+
+
+class Adadelta(Optimizer):
+    """Adadelta with torch.optim.Adadelta's constructor.
+
+    ``state``, ``seed``, ``backend`` and what is refused are as for :class:`optwatch.optim.AdamW`.
+    """
+
+    rule = RULES["adadelta"]
+    options = ("lr", "rho", "eps", "weight_decay", "maximize")
+    ranges = (("lr", AT_LEAST_0), ("rho", UP_TO_1), ("eps", AT_LEAST_0), ("weight_decay", AT_LEAST_0))
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1.0,
+        rho: float = 0.9,
+        eps: float = 1e-6,
+        weight_decay: float = 0,
+        foreach: bool | None = None,
+        *,
+        capturable: bool = False,
+        maximize: bool = False,
+        differentiable: bool = False,
+        state: str = "fp32",
+        seed: int = 0,
+        backend: str | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "rho": rho,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "foreach": foreach,
+            "capturable": capturable,
+            "maximize": maximize,
+            "differentiable": differentiable,
+        }
+        super().__init__(params, defaults, state=state, seed=seed, backend=backend)

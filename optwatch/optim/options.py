@@ -1,0 +1,40 @@
+"""What the options of a parameter group may be, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+#: Flags of torch.optim's constructors that change how a step runs and cannot be honoured.
+UNSUPPORTED = ("capturable", "differentiable")
+
+
+class Range(NamedTuple):
+    """The values that an option may have, in words and as a test."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+#: Which range the options have, by name.
+Ranges: TypeAlias = tuple[tuple[str, Range], ...]
+
+AT_LEAST_0 = Range("a number of at least 0", lambda value: value >= 0)
+BELOW_1 = Range("a number of [0, 1)", lambda value: 0 <= value < 1)
+UP_TO_1 = Range("a number of [0, 1]", lambda value: 0 <= value <= 1)
+MORE_THAN_0 = Range("a number greater than 0", lambda value: value > 0)
+STEPS = Range("a number of steps, or None", lambda value: value is None or value >= 0)
+BETAS = Range("two numbers of [0, 1)", lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value))
+BETAS3 = Range(
+    "three numbers of [0, 1)", lambda value: len(value) == 3 and all(0 <= beta < 1 for beta in value)
+)
+
+
+def check(owner: str, group: Mapping[str, Any], ranges: Ranges) -> None:
+    """Raise a ``ValueError`` for an option of ``group`` that is out of its range or that ``owner`` cannot honour."""
+    for name, allowed in ranges:
+        if not allowed.holds(group[name]):
+            raise ValueError(f"{name}={group[name]!r} is out of range: expected {allowed.expected}")
+    for name in UNSUPPORTED:
+        if group.get(name):
+            raise ValueError(f"{name}=True is not supported by optwatch.optim.{owner}; leave it False")

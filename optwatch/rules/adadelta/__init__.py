@@ -1,0 +1,1 @@
+"""Adadelta: steps as large as those before, without a learning rate."""

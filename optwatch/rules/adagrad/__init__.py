@@ -1,0 +1,1 @@
+"""Adagrad: the sum of all squared gradients."""

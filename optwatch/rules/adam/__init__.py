@@ -1,0 +1,1 @@
+"""Adam: moments of a gradient that contains the weight decay."""

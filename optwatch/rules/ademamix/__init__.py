@@ -1,0 +1,1 @@
+"""AdEMAMix: Adam with a second, slow first moment."""

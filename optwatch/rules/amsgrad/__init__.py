@@ -1,0 +1,1 @@
+"""AMSGrad: Adam and AdamW with a denominator that never shrinks."""

@@ -1,0 +1,1 @@
+"""Lion: the sign of an interpolated momentum."""

@@ -1,0 +1,1 @@
+"""RMSprop, plain, centered and with momentum."""

@@ -1,0 +1,1 @@
+"""SGD, with and without momentum."""

@@ -1,0 +1,1 @@
+"""SophiaG: momentum over a Hessian's diagonal, clipped element by element."""
