@@ -127,7 +127,12 @@ class Optimizer(torch.optim.Optimizer):
         if self._bindings is None or self._has_new_gradient() or not self._is_current(self._bindings):
             self._bind()
         assert self._bindings is not None
-        ran = [binding.run(self.param_groups, self.options, full, aside) for binding in self._bindings]
+        # All gradients before the first plan runs: one that turns out stale must not let the others step twice.
+        grads = [binding.gradients() for binding in self._bindings]
+        ran = [
+            binding.run(self.param_groups, self.options, given, full, aside)
+            for binding, given in zip(self._bindings, grads, strict=True)
+        ]
         layouts = tuple(binding.layout for binding in self._bindings)
         return StepStats(self._steps, full, layouts, tuple(plan for plan in ran if plan is not None))
 

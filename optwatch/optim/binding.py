@@ -126,14 +126,17 @@ class Binding:
         self,
         groups: Sequence[Mapping[str, Any]],
         options: Sequence[str],
+        grads: Sequence[Tensor | None],
         full: bool,
         aside: Mapping[str, float],
     ) -> PlanStats | None:
         """Step every parameter that has a gradient; None if none has. ``options`` are the rule's hyperparameters.
 
+        ``grads`` are those that :meth:`gradients` gave.
+
         Options given ``aside`` are added, and then this is no step: none is counted, and random numbers are others.
         """
-        grads, missing = self._gradients()
+        missing = sum(grad is None for grad in grads)
         if missing == len(grads):
             return None
         if aside:
@@ -160,8 +163,8 @@ class Binding:
             self.params[i].copy_(copy.view(self.params[i].shape))
         return PlanStats(self.layout, rows)
 
-    def _gradients(self) -> tuple[list[Tensor | None], int]:
-        """The gradients as the plan wants them, and how many are missing."""
+    def gradients(self) -> list[Tensor | None]:
+        """The gradients as the plan wants them; raises :class:`Stale` if it was bound for others."""
         grads: list[Tensor | None] = list(map(_GRAD, self.params))
         given = [grad for grad in grads if grad is not None]
         if any(dtype is not self.spec.grad_dtype for dtype in map(_DTYPE, given)):
@@ -171,4 +174,4 @@ class Binding:
                 grad if grad is None else flat_copy(grad, order).contiguous()
                 for grad, order in zip(grads, self._orders, strict=True)
             ]
-        return grads, len(grads) - len(given)
+        return grads

@@ -381,6 +381,19 @@ class TestDropIn:
         assert torch.equal(old, kept)
         assert not torch.equal(param.data, kept)
 
+    def test_a_gradient_of_another_dtype_steps_nothing_twice(self) -> None:
+        """One plan finds that it must be bound anew: the plan before it has not run yet."""
+        params = [nn.Parameter(torch.ones(5000)), nn.Parameter(torch.ones(5000, dtype=torch.bfloat16))]
+        if not hasattr(params[1], "grad_dtype"):
+            pytest.skip("platform: this torch keeps a gradient's dtype to its parameter's")
+        params[1].grad_dtype = None
+        optimizer = AdamW(params)
+        train(optimizer, params, range(2))
+        give_gradients(params, 2)
+        params[1].grad = params[1].grad.float()
+        optimizer.step()
+        assert [optimizer.state[p]["step"].item() for p in params] == [3, 3]
+
     def test_tied_weights_step_once(self) -> None:
         """One parameter in two modules is one parameter."""
         model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False))
