@@ -137,7 +137,12 @@ class Optimizer(torch.optim.Optimizer):
         return StepStats(self._steps, full, layouts, tuple(plan for plan in ran if plan is not None))
 
     def _is_current(self, bindings: list[Binding]) -> bool:
-        """Whether the plans are bound to what ``self.state`` holds: the same dicts, and in them the same tensors."""
+        """Whether the plans are bound to what ``self.state`` holds: the same dicts, and in them the same tensors.
+
+        And whether the groups still ask for the rules that the plans run: an option may have changed them.
+        """
+        if self._rules != [self.rule_for(group) for group in self.param_groups]:
+            return False
         same = len(self.state) == len(self._bound) and all(
             map(operator.is_, self.state.values(), self._bound)
         )

@@ -5,7 +5,7 @@ torch.optim's own loader casts every state tensor to its parameter's dtype: int8
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -91,7 +91,7 @@ def _state(
 ) -> dict[Tensor, dict[str, Any]]:
     """The checkpoint's state, checked, converted if asked to, on the parameters' devices."""
     found = dict(state_dict["state"])
-    loaded = {}
+    loaded: dict[Tensor, dict[str, Any]] = defaultdict(dict)  # as torch's: parameters may be stepped later
     for group, saved in zip(groups, state_dict["param_groups"], strict=True):
         for position, (param, number) in enumerate(zip(group["params"], saved["params"], strict=True)):
             if number not in found:

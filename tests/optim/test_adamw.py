@@ -1,9 +1,8 @@
-"""AdamW is torch.optim.AdamW to whoever uses it."""
+"""What users of torch.optim rely on, and what an optimizer tells and refuses; shown with AdamW, it holds for all."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import io
 import pickle
 from collections.abc import Callable
@@ -15,76 +14,7 @@ from torch import Tensor, nn
 
 from optwatch.codecs import FORMATS
 from optwatch.optim import AdamW, StateKind, StepStats
-
-BACKENDS = ("cpu", "reference")
-SHAPES = ((64, 80), (5000,), (3,), (), (0,), (100, 100))
-
-
-def parameters(dtype: torch.dtype = torch.float32, seed: int = 0) -> list[nn.Parameter]:
-    """Plain ones, and one of each awkward memory layout."""
-    gen = torch.Generator().manual_seed(seed)
-    made = [nn.Parameter(torch.randn(shape, generator=gen).to(dtype)) for shape in SHAPES]
-    image = torch.randn(8, 64, 3, 3, generator=gen).to(dtype)
-    made.append(nn.Parameter(image.to(memory_format=torch.channels_last)))
-    made.append(nn.Parameter(torch.randn(100, 90, generator=gen).to(dtype).t()))
-    made.append(nn.Parameter(torch.randn(100, 200, generator=gen).to(dtype)[:, ::2]))
-    return made
-
-
-def give_gradients(params: list[nn.Parameter], seed: int) -> None:
-    for i, param in enumerate(params):
-        gen = torch.Generator().manual_seed(1000 * seed + i)
-        param.grad = torch.randn(param.shape, generator=gen).to(param.dtype)
-
-
-def train(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], steps: range) -> None:
-    for step in steps:
-        give_gradients(params, step)
-        optimizer.step()
-
-
-def assert_same(left: list[nn.Parameter], right: list[nn.Parameter], **tolerance: float) -> None:
-    for a, b in zip(left, right, strict=True):
-        torch.testing.assert_close(a, b, **tolerance)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"lr": 1e-2, "weight_decay": 0.3},
-        {"betas": (0.5, 0.9), "eps": 1e-4},
-        {"maximize": True},
-        {"betas": (0.0, 0.0)},
-    ],
-    ids=str,
-)
-def test_fp32_state_equals_torch(backend: str, options: dict[str, Any]) -> None:
-    """Twenty steps on every memory layout."""
-    ours, theirs = parameters(), parameters()
-    train(AdamW(ours, backend=backend, **options), ours, range(20))
-    train(torch.optim.AdamW(theirs, **options), theirs, range(20))
-    assert_same(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_bf16_parameters_take_the_exact_step(backend: str) -> None:
-    """Each step is the fp32 one, rounded once."""
-    ours = parameters(torch.bfloat16)
-    optimizer = AdamW(ours, lr=1e-2, backend=backend)
-    for step in range(5):
-        exact = [nn.Parameter(p.detach().float()) for p in ours]
-        oracle = torch.optim.AdamW(exact, lr=1e-2)
-        for p, q in zip(ours, exact, strict=True):
-            if step:
-                oracle.state[q] = {"step": torch.tensor(float(step)), **optimizer.dequantized_state(p)}
-        give_gradients(ours, step)
-        for p, q in zip(ours, exact, strict=True):
-            q.grad = p.grad.float()
-        optimizer.step()
-        oracle.step()
-        assert_same(ours, [q.to(torch.bfloat16) for q in exact], rtol=2**-7, atol=1e-6)
+from tests.optim.training import BACKENDS, assert_same, give_gradients, parameters, train
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -122,24 +52,6 @@ def test_copies_continue_bit_by_bit(copied: Callable[[Any], Any]) -> None:
     train(optimizer, params, range(3, 6))
     train(clone, cloned, range(3, 6))
     assert_same(params, cloned, rtol=0, atol=0)
-
-
-def test_loads_and_gives_torch_checkpoints() -> None:
-    """With fp32 state a checkpoint moves between the two, both ways."""
-    ours, theirs = parameters(), parameters()
-    oracle = torch.optim.AdamW(theirs, lr=1e-2)
-    train(oracle, theirs, range(5))
-    optimizer = AdamW(ours)
-    optimizer.load_state_dict(oracle.state_dict())
-    for p, q in zip(ours, theirs, strict=True):
-        p.data.copy_(q.data)
-    train(optimizer, ours, range(5, 8))
-    train(oracle, theirs, range(5, 8))
-    assert_same(ours, theirs, rtol=1e-5, atol=1e-6)
-    oracle.load_state_dict(copy.deepcopy(optimizer.state_dict()))  # torch takes tensors over as they are
-    train(oracle, theirs, range(8, 10))
-    train(optimizer, ours, range(8, 10))
-    assert_same(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_another_format_is_refused_or_converted() -> None:
@@ -278,14 +190,6 @@ class TestBytes:
 
 class TestDropIn:
     """What users of torch.optim rely on."""
-
-    def test_the_constructor_is_torchs(self) -> None:
-        """Same names, order and defaults; our own come last and by keyword."""
-        ours = list(inspect.signature(AdamW).parameters.values())
-        theirs = list(inspect.signature(torch.optim.AdamW).parameters.values())
-        for mine, other in zip(ours, theirs, strict=False):
-            assert (mine.name, mine.default, mine.kind) == (other.name, other.default, other.kind)
-        assert [p.name for p in ours[len(theirs) :]] == ["state", "seed", "backend"]
 
     def test_late_frozen_and_thawed_parameters(self) -> None:
         """A parameter counts its own steps, from its first gradient on."""
