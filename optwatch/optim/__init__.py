@@ -9,6 +9,7 @@ from optwatch.optim.adamw import AdamW
 from optwatch.optim.ademamix import AdEMAMix
 from optwatch.optim.base import Optimizer, StateKind
 from optwatch.optim.lion import Lion
+from optwatch.optim.replace import replace
 from optwatch.optim.rmsprop import RMSprop
 from optwatch.optim.sgd import SGD
 from optwatch.optim.sophiag import SophiaG
@@ -29,4 +30,5 @@ __all__ = [
     "StateKind",
     "StatsLayout",
     "StepStats",
+    "replace",
 ]
