@@ -47,14 +47,6 @@ MEMORY = Row(
             no_value="no GPU",
         ),
         Panel(
-            "Device memory of the ranks",
-            "bytes",
-            "Device memory of each rank's process, by the driver. Good: close to what the allocator reserved.",
-            [worst("process_device_memory", "rank", "gpu", matchers=RUN)],
-            minimum=0,
-            no_value="no GPU",
-        ),
-        Panel(
             "torch's allocator",
             "bytes",
             "Good: reserved not far above allocated, and inactive split memory, which is fragmentation, small.",
@@ -117,11 +109,10 @@ MEMORY = Row(
         Panel(
             "Device faults",
             "short",
-            "Whether the device answers, ECC errors of its life, XID events. Good: up 1, none uncorrected, no XID.",
+            "Whether the device answers, ECC errors of its life. Good: up 1, none uncorrected.",
             [
                 Query(node("device_up"), "up {{gpu}}"),
                 Query(node("device.ecc_errors"), "ECC {{error}} {{gpu}}"),
-                Query(node("device.xid_errors"), "XID {{gpu}}"),
             ],
             minimum=0,
             no_value="no GPU",

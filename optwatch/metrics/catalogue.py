@@ -94,9 +94,7 @@ DEVICE = (
     M("optwatch.device.energy", "counter", "J", "Energy drawn since the driver was loaded", GPU, requires="nvidia"),
     M("optwatch.device.temperature", "gauge", "Cel", "Temperature of the chip", GPU, requires="nvidia"),
     M("optwatch.device.ecc_errors", "counter", "{error}", "ECC errors over the device's life", (*GPU, "error"), requires="nvidia"),
-    M("optwatch.device.xid_errors", "counter", "{error}", "XID events since the agent started", GPU, requires="nvidia"),
     M("optwatch.device.clock_throttled", "gauge", "", "1 while the clock is held down for this reason, else 0", (*GPU, "reason"), requires="nvidia"),
-    M("optwatch.process_device_memory", "gauge", "By", "Device memory of the rank's process, as the driver reports it", RGPU, requires="nvidia"),
 )
 
 ALLOCATOR = (
