@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
@@ -65,8 +66,12 @@ def test_it_can_be_scraped_while_it_runs() -> None:
         for line in process.stdout:
             if line.startswith("step "):
                 break
-        with urllib.request.urlopen(url, timeout=5) as response:
-            page = parse(response.read(), url)
+        for _ in range(100):  # the agent looks at the board twice a second
+            with urllib.request.urlopen(url, timeout=5) as response:
+                page = parse(response.read(), url)
+            if page.total("optwatch.steps"):
+                break
+            time.sleep(0.1)
         look = subprocess.run(
             [sys.executable, "-m", "optwatch", "top", "--once"], capture_output=True, text=True, check=False
         )
