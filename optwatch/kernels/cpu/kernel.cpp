@@ -31,11 +31,12 @@ const Codec* find_codec(const char* name) {
 }
 
 const Rule* find_rule(const char* name) {
+  const Rule* found = nullptr;
 #define OPTWATCH_LOOK(folder) \
-  if (same(rule_##folder.name, name)) return &rule_##folder;
+  if (!found) found = find(rules_##folder, name);
   OPTWATCH_RULES(OPTWATCH_LOOK)
 #undef OPTWATCH_LOOK
-  return nullptr;
+  return found;
 }
 
 const Type* find_type(const char* name) { return find(kTypes, name); }
@@ -79,11 +80,12 @@ void observe(const Tables& t, const Work& work, const Block& b, Arrays& a, const
   if (lossy) {
     float* from_stored = a.new_weight;  // the weights are written already
     t.rule->update(stored, grad, b.n, work.scalars, from_stored);
+    if (t.rule->again) t.rule->update(exact, grad, b.n, work.scalars, a.update);
     sums[kUpdateErrorSq] += squared_difference(a.update, from_stored, b.n);
   } else {
     sums[kUpdateErrorSq] += update_sq - update_sq;  // exact storage, but NaN - NaN is NaN
   }
-  sums[kMomentGrad] += product(exact[0], grad, b.n);
+  if (slots && !t.rule->second_moment[0]) sums[kMomentGrad] += product(exact[0], grad, b.n);
 }
 
 // Asks for a quarter of the next block's memory. While one block is computed in the first-level cache nothing else
@@ -118,15 +120,15 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
   sums[kGradSq] += grad_sq;
   if (!(grad_sq <= 1e300)) sums[kNonfinite] += static_cast<double>(nonfinite(grad, b.n));
 
-  double update_sq =
-      t.rule->step(grad, weight, new_weight, state, next, b.n, work.scalars, work.full ? a.update : nullptr);
+  const bool keep = work.full || t.rule->again;
+  double update_sq = t.rule->step(grad, weight, new_weight, state, next, b.n, work.scalars, keep ? a.update : nullptr);
   // Padding must not turn into anything: 0 / (0 + eps) is NaN when eps is 0.
   for (int i = b.n; i % kPad; i++) {
     new_weight[i] = a.update[i] = 0;
     for (int s = 0; s < slots; s++) next[s][i] = 0;
   }
   if (!trustworthy(static_cast<float>(update_sq))) {
-    t.rule->update(next, grad, b.n, work.scalars, a.update);
+    if (!t.rule->again) t.rule->update(next, grad, b.n, work.scalars, a.update);
     update_sq = precise_squares(a.update, b.n);
   }
   sums[kUpdateSq] += update_sq;
@@ -138,6 +140,7 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
     t.codecs[s]->store(b.parts[s], b.n, next[s], a.notes[s]);
     if (s < 2) fetch_quarter(t, b, 2 + s);
   }
+  for (int s = slots; s < 2; s++) fetch_quarter(t, b, 2 + s);
   if (!work.full) {
     t.param->store(b.param, b.n, new_weight);
     return;

@@ -62,6 +62,9 @@ struct Rule {
                 const float* scalars, float* u);
   // What is subtracted from the weight, from the new state.
   void (*update)(const float* const* state, const float* g, int n, const float* scalars, float* u);
+  // Whether `update` of the new state is not what `step` gave: then what `step` gave is kept in every step, and an
+  // error of the update is the difference of two results of `update`.
+  bool again;
 };
 
 // An element type of parameters and gradients.

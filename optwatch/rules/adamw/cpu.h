@@ -51,6 +51,6 @@ inline void adamw_update(const float* const* state, const float*, int n, const f
   });
 }
 
-constexpr Rule rule_adamw = {"adamw", 2, 8, {false, true}, adamw_step, adamw_update};
+constexpr Rule rules_adamw[] = {{"adamw", 2, 8, {false, true}, adamw_step, adamw_update, false}};
 
 }  // namespace optwatch::OPTWATCH_ISA

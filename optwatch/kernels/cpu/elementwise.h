@@ -1,0 +1,97 @@
+// The loop that the rules share. A rule is a class with
+//   kSlots, kSecondMoment[]          its slots
+//   Scalars                          the numbers of rule.py, in its order
+//   kAgain                           whether update() of the new state need not be step()'s update to the last bit
+//   step(s, g, w, h)                 turns the state s into the new one and returns the update
+//   update(s, g, h)                  what is subtracted from the weight, from the new state; for the statistics only,
+//                                    so nearly exact is exact enough
+//   apply(w, u, h)                   the new weight
+// all of them on packs. Products and sums are spelled out in rule.py's order and never contracted, so that the new
+// state and the weights equal the reference's to the last bit.
+#pragma once
+
+#include "packs.h"
+#include "tables.h"
+
+namespace optwatch::OPTWATCH_ISA {
+
+template <class R, bool keep>
+inline float elementwise_loop(const float* g, const float* w, float* w_new, const float* const* state,
+                              float* const* next, int n, const typename R::Scalars h, float* u_out) {
+  const float* in[R::kSlots + 1];
+  float* out[R::kSlots + 1];
+  for (int s = 0; s < R::kSlots; s++) in[s] = state[s], out[s] = next[s];
+  Float update_sq{};
+  in_packs<1>(n, [&](int i, auto size) {
+    constexpr int k = size.value;
+    Floats<k> values[R::kSlots + 1];
+    for (int s = 0; s < R::kSlots; s++) values[s] = load_pack<k>(in[s] + i);
+    const auto weight = load_pack<k>(w + i);
+    const auto u = R::step(values, load_pack<k>(g + i), weight, h);
+    for (int s = 0; s < R::kSlots; s++) store(out[s] + i, values[s]);
+    store(w_new + i, R::apply(weight, u, h));
+    if constexpr (keep) store(u_out + i, u);
+    for (int j = 0; j < k; j++) update_sq = fma(u.v[j], u.v[j], update_sq);
+  });
+  return sum(update_sq);
+}
+
+template <class R>
+inline float elementwise_step(const float* g, const float* w, float* w_new, const float* const* state,
+                              float* const* next, int n, const float* scalars, float* u) {
+  typename R::Scalars h;
+  std::memcpy(&h, scalars, sizeof h);
+  return u ? elementwise_loop<R, true>(g, w, w_new, state, next, n, h, u)
+           : elementwise_loop<R, false>(g, w, w_new, state, next, n, h, nullptr);
+}
+
+template <class R>
+inline void elementwise_update(const float* const* state, const float* g, int n, const float* scalars, float* u) {
+  typename R::Scalars h;
+  std::memcpy(&h, scalars, sizeof h);
+  in_packs<4>(n, [=](int i, auto size) {
+    constexpr int k = size.value;
+    Floats<k> values[R::kSlots + 1];
+    for (int s = 0; s < R::kSlots; s++) values[s] = load_pack<k>(state[s] + i);
+    store(u + i, R::update(values, load_pack<k>(g + i), h));
+  });
+}
+
+template <class R>
+constexpr Rule elementwise_rule(const char* name) {
+  Rule rule = {name,     R::kSlots,           static_cast<int>(sizeof(typename R::Scalars) / sizeof(float)),
+               {},       elementwise_step<R>, elementwise_update<R>,
+               R::kAgain};
+  for (int s = 0; s < R::kSlots; s++) rule.second_moment[s] = R::kSecondMoment[s];
+  return rule;
+}
+
+// The larger one; NaN if either is.
+template <int size>
+OPTWATCH_INLINE Floats<size> larger(const Floats<size>& a, const Floats<size>& b) {
+  return each(a, b, [](Float x, Float y) { return select(equal(x, x), maximum(x, y), x); });
+}
+
+// Weight decay as a part of the gradient (L2), after its sign.
+template <int size, class Scalars>
+OPTWATCH_INLINE Floats<size> decayed(const Floats<size>& grad, const Floats<size>& weight, const Scalars& h) {
+  return grad * h.grad_scale + weight * h.l2;
+}
+
+// What such a rule does with its update.
+struct Coupled {
+  template <int size, class Scalars>
+  OPTWATCH_INLINE static Floats<size> apply(const Floats<size>& weight, const Floats<size>& u, const Scalars&) {
+    return weight - u;
+  }
+};
+
+// What a rule does that shrinks the weight by its scalar `decay`.
+struct Decoupled {
+  template <int size, class Scalars>
+  OPTWATCH_INLINE static Floats<size> apply(const Floats<size>& weight, const Floats<size>& u, const Scalars& h) {
+    return weight * h.decay - u;
+  }
+};
+
+}  // namespace optwatch::OPTWATCH_ISA
