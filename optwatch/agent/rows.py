@@ -36,6 +36,9 @@ class TableView:
             [{**own, "slot": slot, "group": group} for group in groups] for slot in table.slots
         ]
         self._numel = np.array([tensor.numel for tensor in self._fold.table.tensors], dtype=np.float64)
+        # Where the first slot is no first moment its angle to the gradient is not summed, and absent is not 0.
+        summed = not any(table.second_moments[:1])
+        self._specs = tuple(spec for spec in _FULL if summed or not _reads(spec, "moment_grad"))
         self._cheap: NDArray[np.float64] | None = None
         self._full: NDArray[np.float64] | None = None
 
@@ -54,7 +57,7 @@ class TableView:
             if self._full is None:
                 return
             merged = self._fold.apply(self._full)
-            yield from self._level(merged, 0, self._labels, _FULL)
+            yield from self._level(merged, 0, self._labels, self._specs)
             for index, labels in enumerate(self._slot_labels):
                 yield from self._level(merged, index, labels, _SLOT)
 
@@ -73,3 +76,7 @@ class TableView:
             for own, show, value in zip(labels, shown.tolist(), values.tolist(), strict=True):
                 if show:
                     yield spec.name, Point(own, value)
+
+
+def _reads(spec: MetricSpec, field: str) -> bool:
+    return spec.formula is not None and field in spec.formula.fields

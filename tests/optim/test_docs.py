@@ -1,0 +1,46 @@
+"""docs/optimizers.md: its table is what the optimizers do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from optwatch import optim
+
+ROWS = [
+    (call, slots, dict(zip(("fp32", "bf16", "int8"), map(float, figures), strict=True)))
+    for calls, slots, *figures in re.findall(
+        r"^\| (`\w.*?`) \| ([\w, ]*)\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
+        (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text(),
+        re.MULTILINE,
+    )
+    for call in re.findall(r"`(.*?)`", calls)
+]
+
+
+def test_every_optimizer_is_there() -> None:
+    """Each class has a row at least."""
+    exported = {name: getattr(optim, name) for name in optim.__all__}
+    classes = {
+        n for n, kind in exported.items() if isinstance(kind, type) and issubclass(kind, optim.Optimizer)
+    }
+    assert {re.split(r"\W", call)[0] for call, _, _ in ROWS} == classes - {"Optimizer"}
+
+
+@pytest.mark.parametrize(("call", "slots", "figures"), ROWS, ids=[call for call, _, _ in ROWS])
+def test_slots_and_bytes(call: str, slots: str, figures: dict[str, float]) -> None:
+    """The slots in their order, and the bytes a parameter, in each format."""
+    name, _, options = call.partition("(")
+    keywords = eval(f"dict({options.removesuffix(')')})")
+    param = nn.Parameter(torch.zeros(1 << 16))
+    param.grad = torch.ones_like(param)
+    for state, expected in figures.items():
+        optimizer = getattr(optim, name)([param], state=state, backend="reference", **keywords)
+        optimizer.step()
+        assert list(optimizer.slot_names()) == [slot.strip() for slot in slots.split(",") if slot.strip()]
+        found = sum(optimizer.state_bytes().values()) - 4  # the step count
+        assert found / param.numel() == pytest.approx(expected, abs=6e-4)
