@@ -24,7 +24,7 @@ TYPES = (torch.float32, torch.bfloat16)
 KERNELS = ("plain", "full")
 CHIPS = (80, 90, 100)
 #: Instructions an element on sm_90, at most: of each format's plain and full kernel.
-BUDGET = {"fp32": (24, 42), "bf16": (42, 86), "int8": (80, 115)}
+BUDGET = {"fp32": (24, 42), "bf16": (42, 88), "int8": (80, 115)}
 
 
 def spec_of(rule: str, fmt: str, param: torch.dtype, grad: torch.dtype) -> PlanSpec:
@@ -38,36 +38,53 @@ def compiled(rule: str, fmt: str, param: torch.dtype, grad: torch.dtype, kernel:
     return compile_step(spec_of(rule, fmt, param, grad), GPUTarget("cuda", chip, 32), kernel == "full")
 
 
-def has_kernel(rule: str) -> bool:
-    """Whether the rule has a ``triton`` module; without one it runs on the reference."""
-    return step_functions(spec_of(rule, "fp32", torch.float32, torch.float32))[0] is not None
+def has_kernel(rule: str, fmt: str) -> bool:
+    """Whether rule and codecs have ``triton`` modules; without one a plan runs on the reference."""
+    functions, slots = step_functions(spec_of(rule, fmt, torch.float32, torch.float32))
+    return functions is not None and None not in slots
+
+
+#: The rules with the largest kernel for each number of slots: those whose kernels with full statistics are compiled
+#: in every run of the tests, as all plain ones are.
+LARGEST = ("sgd", "lion", "adadelta", "ademamix")
+
+
+def often(rule: str, fmt: str, dtype: torch.dtype, kernel: str, chip: int) -> bool:
+    """Whether a plan is compiled in every run: AdamW's on sm_90, others in int8; and AdamW's of every step on all."""
+    if rule != "adamw":
+        return (fmt, dtype, chip) == ("int8", torch.float32, 90) and (kernel == "plain" or rule in LARGEST)
+    return chip == 90 or (fmt, dtype, kernel) == ("int8", torch.bfloat16, "plain")
 
 
 def every_plan() -> list[Any]:
-    """Rule × format × equal element types × kernel × chip; sm_90, and int8 on all, in every run of the tests."""
+    """Rule × format × equal element types × kernel × chip."""
     return [
-        pytest.param(
-            *plan,
-            marks=[] if plan[-1] == 90 or (plan[1] == "int8" and plan[3] == "plain") else [pytest.mark.slow],
-        )
-        for plan in itertools.product(filter(has_kernel, RULES), FORMATS, TYPES, KERNELS, CHIPS)
+        pytest.param(*plan, marks=[] if often(*plan) else [pytest.mark.slow])
+        for plan in itertools.product(RULES, FORMATS, TYPES, KERNELS, CHIPS)
+        if has_kernel(*plan[:2])
     ]
+
+
+def test_every_rule_has_a_kernel() -> None:
+    """On the formats that every backend has."""
+    assert all(has_kernel(rule, fmt) for rule in RULES for fmt in BUDGET)
 
 
 @pytest.mark.parametrize(("rule", "fmt", "dtype", "kernel", "chip"), every_plan())
 def test_nothing_spills(rule: str, fmt: str, dtype: torch.dtype, kernel: str, chip: int) -> None:
-    """No plan keeps anything in local memory, on any chip, and the plain kernels leave room for four programs."""
+    """No plan keeps anything in local memory, on any chip, and the plain kernels leave room for others."""
     binary = compiled(rule, fmt, dtype, dtype, kernel, chip)
     used = resources(binary)
     assert used["stack"] == used["local"] == 0
     assert not main_loop(binary).count("LDL", "STL")
-    assert used["reg"] <= (128 if kernel == "plain" else 255)
+    limit = device_shape(spec_of(rule, fmt, dtype, dtype)).registers
+    assert used["reg"] <= (limit if kernel == "plain" else 255)
     assert binary.metadata.enable_fp_fusion is False
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", BUDGET)
 def test_instructions_an_element(fmt: str, dtype: torch.dtype, kernel: str) -> None:
     """AdamW stays within its budget."""
     shape = device_shape(spec_of("adamw", fmt, dtype, dtype))
@@ -77,7 +94,7 @@ def test_instructions_an_element(fmt: str, dtype: torch.dtype, kernel: str) -> N
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", BUDGET)
 def test_load_widths(fmt: str, dtype: torch.dtype, kernel: str) -> None:
     """Parameters, gradients and unpacked state 16 bytes at a time, codes 8; nothing else is large enough to matter."""
     spec = spec_of("adamw", fmt, dtype, dtype)

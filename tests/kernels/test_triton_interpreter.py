@@ -1,4 +1,4 @@
-"""The numerics of the Triton kernels without a GPU: ``interpreted.py``, in a process that interprets them."""
+"""The numerics of the Triton kernels without a GPU: ``interpreted*.py``, in processes that interpret them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from optwatch.kernels import backend
 from tests.kernels.agreement import few_cases
 
 ROOT = Path(__file__).parents[2]
+FILES = ("interpreted.py", "interpreted_rules.py")
 
 
-def interpret(*options: str) -> None:
-    """Run the tests of ``interpreted.py`` and show what they print if they fail."""
+def interpret(file: str, *options: str) -> None:
+    """Run the tests of ``file`` and show what they print if they fail."""
     command = [
         sys.executable,
         "-m",
@@ -26,7 +27,7 @@ def interpret(*options: str) -> None:
         "-p",
         "no:cacheprovider",
         *options,
-        "tests/kernels/interpreted.py",
+        f"tests/kernels/{file}",
     ]
     done = subprocess.run(
         command,
@@ -40,15 +41,17 @@ def interpret(*options: str) -> None:
     assert " passed" in done.stdout
 
 
-def test_interpreter() -> None:
-    """Each format and pair of types; alignment, counts, rows."""
-    interpret("-m", "not slow")
+@pytest.mark.parametrize("file", FILES)
+def test_interpreter(file: str) -> None:
+    """Each format and pair of types; each rule; alignment, counts, rows."""
+    interpret(file, "-m", "not slow")
 
 
 @pytest.mark.slow
-def test_interpreter_at_length() -> None:
-    """Every plan, and large tensors."""
-    interpret("-m", "slow")
+@pytest.mark.parametrize("file", FILES)
+def test_interpreter_at_length(file: str) -> None:
+    """Every plan, every rule with every format, and large tensors."""
+    interpret(file, "-m", "slow")
 
 
 def test_needs_a_device() -> None:

@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from optwatch.codecs import Codec, Kind
+from optwatch.codecs import Kind
 from optwatch.kernels.plan import PlanSpec
 from optwatch.kernels.triton import functions
 from optwatch.kernels.triton.step import step
@@ -29,10 +29,11 @@ class Shape:
     tile: int  # elements worked on at once; a multiple of every block
     levels: int  # log2 of the neighbouring elements that a thread loads at once
     warps: int
+    registers: int  # that a thread of the kernel of every step may use, on NVIDIA chips
 
 
 #: The interpreter pays for each operation; tiles of a small tensor's size leave full and partial ones in most tests.
-INTERPRETER_SHAPE = Shape(item=1 << 14, tile=1 << 12, levels=0, warps=1)
+INTERPRETER_SHAPE = Shape(item=1 << 14, tile=1 << 12, levels=0, warps=1, registers=0)
 
 
 def device_shape(spec: PlanSpec) -> Shape:
@@ -41,34 +42,33 @@ def device_shape(spec: PlanSpec) -> Shape:
     A thread has eight elements: sixteen would share what is computed once a block among more of them, but need twice
     the registers and so halve the number of threads that hide each other's waiting. Loads are as wide as the
     narrowest type allows, up to 16 bytes; a thread that sums other neighbours than it loads would exchange them.
+    With 128 registers four programs fit a multiprocessor; three slots need some more, and with 168 it is three.
     """
     types = [spec.param_dtype, spec.grad_dtype, *(codec.buffers[0].dtype for codec in spec.codecs)]
     widest = max(16 // dtype.itemsize for dtype in types)
-    return Shape(item=1 << 14, tile=1024, levels=min(widest, 8).bit_length() - 1, warps=4)
+    levels = min(widest, 8).bit_length() - 1
+    registers = 128 if len(spec.codecs) < 3 else 168
+    return Shape(item=1 << 14, tile=1024, levels=levels, warps=4, registers=registers)
 
 
-def functions_of(package: str) -> Any:
-    """``FUNCTIONS`` of the ``triton`` module in a rule's or codec's package, or None if it has none."""
+def functions_of(owner: object, key: object) -> Any:
+    """What the ``triton`` module beside a rule's or codec's definition has for ``key``, or None."""
+    package = type(owner).__module__.rpartition(".")[0]
     try:
         module = importlib.import_module(f"{package}.triton")
     except ModuleNotFoundError as error:
         if error.name != f"{package}.triton":
             raise
         return None
-    return module.FUNCTIONS
-
-
-def codec_functions(codec: Codec, kind: Kind) -> Any:
-    """The ``(load, store)`` functions of a codec, or None."""
-    found = functions_of(type(codec).__module__.rpartition(".")[0])
-    return None if found is None else found.get(kind)
+    return module.FUNCTIONS.get(key)
 
 
 def step_functions(spec: PlanSpec) -> tuple[Any, tuple[Any, ...]]:
     """The rule's functions, and those of each slot's codec."""
-    rule = functions_of(type(spec.rule).__module__.rpartition(".")[0])
-    kinds = (slot.kind for slot in spec.rule.slots)
-    return rule, tuple(codec_functions(codec, kind) for codec, kind in zip(spec.codecs, kinds, strict=True))
+    slots = zip(spec.codecs, spec.rule.slots, strict=True)
+    return functions_of(spec.rule, spec.rule.name), tuple(
+        functions_of(codec, slot.kind) for codec, slot in slots
+    )
 
 
 def constants(spec: PlanSpec, shape: Shape, full: bool, math: int) -> dict[str, Any]:
@@ -114,9 +114,9 @@ def compile_step(spec: PlanSpec, target: GPUTarget, full: bool) -> Any:
 def options(shape: Shape, full: bool, backend: str) -> dict[str, Any]:
     """The compiler's options.
 
-    Fusion is explicit in the kernels, so that weights and codes do not depend on what else is summed. The kernel of
-    every step may use 128 registers, so that four programs fit a multiprocessor; the other one, taken now and then,
+    Fusion is explicit in the kernels, so that weights and codes do not depend on what else is summed. Registers of the
+    kernel of every step are limited, so that programs share a multiprocessor; the other one, taken now and then,
     would spill.
     """
-    limit = {"maxnreg": 128} if backend == "cuda" and not full else {}
+    limit = {"maxnreg": shape.registers} if backend == "cuda" and not full else {}
     return {"num_warps": shape.warps, "enable_fp_fusion": False, **limit}

@@ -47,6 +47,15 @@ def fast_sqrt(x, MATH: tl.constexpr):
 
 
 @triton.jit
+def fast_rsqrt(x, MATH: tl.constexpr):
+    """1 over the square root of x; inf at zero. Subnormal x may count as zero."""
+    if MATH == PTX:
+        return tl.inline_asm_elementwise("rsqrt.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, True, 1)
+    else:
+        return tl.rsqrt(x)
+
+
+@triton.jit
 def fast_reciprocal(x, MATH: tl.constexpr):
     """1/x; subnormal results may be zero."""
     if MATH == PTX:
@@ -102,9 +111,27 @@ def copy_sign(magnitude, sign):
 
 
 @triton.jit
-def absmax_combine(a, b):
+def larger(a, b):
     """The larger one; NaN if either is."""
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def smaller(a, b):
+    """The smaller one; NaN if either is."""
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def decayed(grad, weight, h):
+    """The gradient with its sign and L2 decay, of a rule whose first scalars are grad_scale and l2."""
+    return tl.fma(weight, h[1], grad * h[0])
+
+
+@triton.jit
+def subtract(weight, update, h, MATH: tl.constexpr):
+    """The new weight of a rule whose decay is in the update."""
+    return weight - update
 
 
 @triton.jit
@@ -113,7 +140,7 @@ def row_max(x, axis: tl.constexpr, MATH: tl.constexpr):
     if MATH == INTERPRETED:  # which loops over the elements in Python unless the reduction is a plain one
         return as_float(tl.max(as_bits(tl.abs(x)), axis))  # NaN has the largest bits
     else:
-        return tl.reduce(x, axis, absmax_combine)
+        return tl.reduce(x, axis, larger)
 
 
 @triton.jit

@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 
 from optwatch.kernels.triton.functions import (
-    absmax_combine,
     fast_sqrt,
+    larger,
     load_tile,
     row_max,
     store_tile,
@@ -74,7 +74,7 @@ def add_values(total, values, LEVELS: tl.constexpr):
 def add_maximum(total, values, LEVELS: tl.constexpr, MATH: tl.constexpr):
     """``total[i]`` or the largest of the i-th ``2**LEVELS`` neighbours; NaN if there is one."""
     values = tl.reshape(values, [values.shape[0] // 2**LEVELS, 2**LEVELS])
-    return absmax_combine(total, row_max(values, 1, MATH))
+    return larger(total, row_max(values, 1, MATH))
 
 
 @triton.jit
@@ -91,10 +91,14 @@ def step_tile(
     for s in tl.static_range(len(SLOTS)):
         old = old + (SLOTS[s][0](row[1 + 2 * s], row[2 + 2 * s], start, left, TILE, MASKED, MATH),)
 
-    exact = RULE[0](old, g, h, MATH)
-    u = RULE[1](exact, g, h, MATH)
-    if MASKED:  # 0/0 where there is no element and eps is zero
-        u = tl.where(tl.arange(0, TILE) < left, u, 0.0)
+    exact, u = RULE[0](old, g, w, h, MATH)
+    if MASKED:  # where there is no element, a rule may find 0/0
+        there = tl.arange(0, TILE) < left
+        u = tl.where(there, u, 0.0)
+        kept = ()
+        for s in tl.static_range(len(SLOTS)):
+            kept = kept + (tl.where(there, exact[s], 0.0),)
+        exact = kept
     new = to_type(RULE[2](w, u, h, MATH), PARAM, MATH)
     store_tile(param, start, left, new, PARAM, TILE, MASKED)
 
@@ -109,17 +113,19 @@ def step_tile(
         stored = stored + (y,)
         marks = marks + (lost, cut)
     if FULL:
-        error = RULE[1](stored, g, h, MATH) - u
+        error = RULE[1](stored, g, h, MATH) - RULE[1](exact, g, h, MATH)
         new = new.to(tl.float32)
         same = new == w
         if MASKED:
-            there = tl.arange(0, TILE) < left
             error = tl.where(there, error, 0.0)
             same = same & there
+        moment = sums[4]
+        if len(SLOTS) > 0 and SECOND & 1 == 0:  # the first slot is a first moment
+            moment = add_products(moment, exact[0], g, LEVELS)
         added = added + (
             add_products(sums[2], error, error, LEVELS),
             add_products(sums[3], new, new, LEVELS),
-            add_products(sums[4], exact[0], g, LEVELS),
+            moment,
             add_count(sums[5], same, LEVELS),
         )
         for s in tl.static_range(len(SLOTS)):
@@ -171,7 +177,7 @@ def step(
     items,  # int32 [items, 2]: the tensor, and the number of the item in it
     partials,  # fp32 [fields, items], written
     count,  # number of items
-    RULE,  # (advance, update, apply)
+    RULE,  # (step, update, apply)
     SLOTS,  # (load, store) of each slot
     SCALARS: tl.constexpr,  # scalars of the rule
     PARAM: tl.constexpr,  # element types
@@ -268,7 +274,7 @@ def fold(
         item = start + tl.arange(0, CHUNK)
         value = tl.load(column + item, mask=item < last, other=0.0)
         total += value.to(tl.float64)
-        largest = absmax_combine(largest, value)
+        largest = larger(largest, value)
     value = tl.sum(total, 0)
     if (field > TENSOR) & ((field - TENSOR) % PER_SLOT == ABSMAX):
         value = row_max(largest, 0, MATH).to(tl.float64)

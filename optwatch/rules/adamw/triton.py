@@ -13,11 +13,12 @@ from optwatch.kernels.triton.functions import fast_reciprocal, fast_sqrt
 
 
 @triton.jit
-def advance(state, grad, h, MATH: tl.constexpr):
-    """New moments: m + (g-m)*(1-b1) and b2*v + (1-b2)*g*g, where g is the gradient times its scale."""
+def step(state, grad, weight, h, MATH: tl.constexpr):
+    """New moments, m + (g-m)*(1-b1) and b2*v + (1-b2)*g*g with g the gradient times its scale; the update from them."""
     exp_avg = tl.fma(tl.fma(grad, h[0], -state[0]), h[1], state[0])
     exp_avg_sq = tl.fma(grad * (h[0] * h[0] * h[3]), grad, state[1] * h[2])
-    return exp_avg, exp_avg_sq
+    new = exp_avg, exp_avg_sq
+    return new, update(new, grad, h, MATH)
 
 
 @triton.jit
@@ -28,10 +29,10 @@ def update(state, grad, h, MATH: tl.constexpr):
 
 
 @triton.jit
-def apply(weight, step, h, MATH: tl.constexpr):
+def apply(weight, update, h, MATH: tl.constexpr):
     """Decay, then the update."""
-    return tl.fma(weight, h[7], -step)
+    return tl.fma(weight, h[7], -update)
 
 
-#: What the kernel calls, in this order.
-FUNCTIONS = (advance, update, apply)
+#: What the kernel calls, in this order, for each rule of the folder.
+FUNCTIONS = {"adamw": (step, update, apply)}

@@ -1,0 +1,81 @@
+"""The Triton kernels of every rule against the reference, in Triton's interpreter; see ``interpreted.py``.
+
+The interpreter takes as long for a tile of one element as for a full one, so what every run of the tests does is
+chosen: each rule once with 8-bit state, over full and partial tiles and the patterns that are hard on its formulas.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+
+import numpy as np
+import pytest
+
+from optwatch.kernels import backend
+from optwatch.rules import RULES
+from tests.kernels.agreement import (
+    ASIDE,
+    CPU,
+    DTYPES,
+    OPTIONS,
+    OWN_OPTIONS,
+    PATTERNS,
+    Case,
+    check_agreement,
+    check_full_changes_nothing,
+    few_cases,
+    runs,
+)
+
+assert os.environ["TRITON_INTERPRET"] == "1"
+
+OTHERS = [rule for rule in RULES if rule != "adamw"]
+#: Each rule with 8-bit state; the pairs of element types in turns.
+CODED = [
+    Case(rule, ("int8",) * len(RULES[rule].slots), *types)
+    for rule, types in zip(OTHERS, itertools.cycle(itertools.product(DTYPES, DTYPES)), strict=False)
+]
+HARD = ("heavy tail", "tiny", "mostly zero", "nan")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_has_a_kernel(rule: str) -> None:
+    """None runs on the reference unnoticed."""
+    assert backend("triton").why_not(few_cases([rule])[0].spec(), CPU) is None
+
+
+@pytest.mark.parametrize("case", CODED, ids=str)
+def test_agrees_with_the_reference(case: Case) -> None:
+    """A full tile and a partial one, of each hard pattern; a step and, of a rule that has one, a step aside."""
+    check_agreement("triton", case, (4097,), HARD, steps=2 if case.rule in ASIDE else 1)
+
+
+@pytest.mark.parametrize("case", CODED, ids=str)
+def test_full_statistics_change_no_bit(case: Case) -> None:
+    """The two kernels leave the same weights and state."""
+    check_full_changes_nothing("triton", case, (4097,), steps=2)
+
+
+@pytest.mark.parametrize("rule", ["rmsprop_centered_momentum", "adadelta"])
+def test_nothing_to_divide_by(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without eps, state of zeros gives 0/0 beyond the last element, which must not reach the others' blocks."""
+    monkeypatch.setitem(OPTIONS, "eps", np.array([0.0]))
+    case = Case(rule, ("int8",) * len(RULES[rule].slots), *DTYPES)
+    check_agreement("triton", case, (31,), ("normal", "one sign"), steps=1)
+
+
+@pytest.mark.parametrize("rule", ["sgd_momentum", "lion", "rmsprop"])
+def test_options_at_their_ends(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maximizing, without memory, and without Nesterov's form."""
+    for name, value in {"maximize": 1.0, "nesterov": 0.0, "alpha": 0.0, "momentum": 0.0}.items():
+        monkeypatch.setitem(OPTIONS, name, np.array([value]))
+    monkeypatch.setitem(OWN_OPTIONS, "lion", {"betas": np.array([[0.5, 0.0]])})
+    check_agreement("triton", few_cases([rule])[0], (129,), HARD, steps=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [case for case in few_cases(OTHERS) if runs("triton", case)], ids=str)
+def test_every_format_agrees_with_the_reference(case: Case) -> None:
+    """Each rule with every format, on every pattern."""
+    check_agreement("triton", case, (31, 4097), tuple(PATTERNS), steps=2)
