@@ -76,8 +76,8 @@ def launches() -> Iterator[list[tuple[str, tuple[int, ...]]]]:
     vars(driver).update(before)  # reset_active() would look for a real one
 
 
-def plan_of(sizes: list[int]) -> tuple[TritonPlan, PlanSpec]:
-    rule = RULES["adamw"]
+def plan_of(sizes: list[int], name: str = "adamw") -> tuple[TritonPlan, PlanSpec]:
+    rule = RULES[name]
     codecs = tuple(FORMATS["int8"][slot.kind] for slot in rule.slots)
     spec = PlanSpec(rule, codecs, torch.float32, torch.float32)
     tensors = [PlanTensor(torch.zeros(n), tuple(codec.allocate(n, CPU) for codec in codecs)) for n in sizes]
@@ -85,14 +85,19 @@ def plan_of(sizes: list[int]) -> tuple[TritonPlan, PlanSpec]:
 
 
 def run(plan: TritonPlan, sizes: list[int], lr: float, full: bool = False) -> None:
-    scalars = np.full((len(sizes), len(RULES["adamw"].scalars)), lr, np.float32)
-    plan.run([torch.ones(n) for n in sizes], scalars, np.zeros((len(sizes), 2, 2), np.uint32), full)
+    rule, n = plan.spec.rule, len(sizes)
+    scalars = np.full((n, len(rule.scalars)), lr, np.float32)
+    plan.run([torch.ones(n) for n in sizes], scalars, np.zeros((n, len(rule.slots), 2), np.uint32), full)
 
 
-@pytest.mark.parametrize("sizes", [[5000], [5000] * 300], ids=["one", "many"])
-def test_two_launches_a_step(launches: list[tuple[str, tuple[int, ...]]], sizes: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("rule", "sizes"), [("adamw", [5000]), ("adamw", [5000] * 300), ("sgd", [5000, 5000])]
+)
+def test_two_launches_a_step(
+    launches: list[tuple[str, tuple[int, ...]]], rule: str, sizes: list[int]
+) -> None:
     """One launch for the step and one for the fold, however many tensors; three fields in each step, all in some."""
-    plan, spec = plan_of(sizes)
+    plan, spec = plan_of(sizes, rule)
     run(plan, sizes, 1e-3)
     run(plan, sizes, 1e-3, full=True)
     assert launches == [
