@@ -20,14 +20,32 @@ OPTWATCH_INLINE uint16_t* cubic_scales(const Part& part) {
 
 OPTWATCH_INLINE float cubic_scale(const Part& part, int index) { return as_float(cubic_scales(part)[index] << 16); }
 
+// How the codes of sub-block `index` are read: as their values times `factor`.
+struct CubicReader {
+  const int8_t* codes;  // of the whole block
+  float unit;
+
+  OPTWATCH_INLINE CubicReader(const Part& part, int index, float factor = 1.0f)
+      : codes(static_cast<const int8_t*>(part.values)), unit(cubic_scale(part, index) * kCubicUnit * factor) {}
+
+  template <int size>
+  OPTWATCH_INLINE Floats<size> read(int i) const {
+    const auto code = load_narrow_pack<size>(codes + i);
+    return code * code * code * unit;
+  }
+  // Added to `base`, rounded once.
+  template <int size>
+  OPTWATCH_INLINE Floats<size> read_onto(const Floats<size>& base, int i) const {
+    const auto code = load_narrow_pack<size>(codes + i);
+    return fma(code * code * code, unit, base);
+  }
+};
+
 inline const float* cubic_load(const Part& part, int n, float* scratch) {
-  const int8_t* codes = static_cast<const int8_t*>(part.values);
   for (int start = 0; start < n; start += kCubicBlock) {
-    const float unit = cubic_scale(part, start / kCubicBlock) * kCubicUnit;
-    in_packs(length_of(start, kCubicBlock, n), [=](int i, auto size) {
-      const auto code = load_narrow_pack<size.value>(codes + start + i);
-      store(scratch + start + i, code * code * code * unit);
-    });
+    const CubicReader reader(part, start / kCubicBlock);
+    in_packs(length_of(start, kCubicBlock, n),
+             [=](int i, auto size) { store(scratch + start + i, reader.template read<size.value>(start + i)); });
   }
   return scratch;
 }
@@ -43,18 +61,28 @@ struct CubicNote {
 };
 static_assert(sizeof(CubicNote) <= sizeof(Note));
 
+// Writes the scale of a sub-block whose largest magnitude has the bit pattern `top`; returns its inverse.
+OPTWATCH_INLINE float cubic_rescale(const Part& part, int index, int32_t top) {
+  const bool empty = top < bits(kSmallestNormal), finite = top < kInfinityBits;
+  int32_t scale = (top + 0xffff) & ~0xffff;
+  if (scale > kLargestBf16Bits) scale = kLargestBf16Bits;
+  cubic_scales(part)[index] = empty ? 0 : finite ? static_cast<uint16_t>(scale >> 16) : 0x7fc0;
+  return empty || !finite ? 0.0f : 1.0f / as_float(scale);
+}
+
+// What has to be known of a sub-block before it can be encoded, collected vector by vector.
+struct CubicRange {
+  Int most{};  // bit patterns of magnitudes order like integers, NaN above infinity above the rest
+
+  OPTWATCH_INLINE void add(Float x) { most = maximum(most, bits(x) & ~kSignBit); }
+};
+
 inline void cubic_prepare(const Part& part, int n, const float* exact, Note* note) {
   auto* inverse = reinterpret_cast<CubicNote*>(note)->inverse;
   for (int start = 0, k = 0; start < n; start += kCubicBlock, k++) {
-    Int most{};  // bit patterns of magnitudes order like integers, NaN above infinity above the rest
-    for (int i = 0; i < length_of(start, kCubicBlock, n); i += kWidth)
-      most = maximum(most, load_bits(exact + start + i) & ~kSignBit);
-    const int32_t top = largest(most);
-    const bool empty = top < bits(kSmallestNormal), finite = top < kInfinityBits;
-    int32_t scale = (top + 0xffff) & ~0xffff;
-    if (scale > kLargestBf16Bits) scale = kLargestBf16Bits;
-    inverse[k] = empty || !finite ? 0.0f : 1.0f / as_float(scale);
-    cubic_scales(part)[k] = empty ? 0 : finite ? static_cast<uint16_t>(scale >> 16) : 0x7fc0;
+    CubicRange range;
+    for (int i = 0; i < length_of(start, kCubicBlock, n); i += kWidth) range.add(load(exact + start + i));
+    inverse[k] = cubic_rescale(part, k, largest(range.most));
   }
 }
 
@@ -69,9 +97,9 @@ inline void cubic_store(const Part& part, int n, const float* exact, const Note&
     }
     in_packs(length, [=](int i, auto size) {
       const auto x = load_pack<size.value>(exact + start + i);
-      const auto code = cbrt_times_127(each(x, absolute) * inverse);
-      store_narrow(codes + start + i,
-                   each(code, x, [](Float c, Float a) { return nearest(as_float(bits(c) | (bits(a) & kSignBit))); }));
+      const auto code = cbrt_times_127(x * inverse);
+      store_bytes(codes + start + i,
+                  each(code, x, [](Float c, Float a) { return nearest(as_float(bits(c) | (bits(a) & kSignBit))); }));
     });
   }
 }
@@ -86,30 +114,69 @@ OPTWATCH_INLINE float* log_grid(const Part& part, int index) {
   return static_cast<float*>(part.buffers[1]) + 2 * (part.first / kLogBlock + index);
 }
 
-inline const float* log_load(const Part& part, int n, float* scratch) {
-  const uint8_t* codes = static_cast<const uint8_t*>(part.values);
-  for (int start = 0; start < n; start += kLogBlock) {
-    const float* grid = log_grid(part, start / kLogBlock);
-    const float lowest = grid[0], step = grid[1];
+// How the codes of sub-block `index` are read: as their values times `factor`.
+struct LogReader {
+  const uint8_t* codes;  // of the whole block
+  float lowest, step;
 #if defined(__AVX512F__)
-    // With code = 16 h + l the value is lowest * 2**(16 h * step) times 2**((l - 1) * step): two tables of sixteen
-    // entries, looked up by permutation, in place of an exponential per element.
-    const Floats<2> tables = exp2(Floats<2>{count_up() * 16.0f, count_up() - 1.0f} * step);
-    const __m512 coarse = (__m512)(lowest * tables.v[0]), fine = (__m512)tables.v[1];
-    for (int i = start; i < start + length_of(start, kLogBlock, n); i += kWidth) {
-      const __m512i code = (__m512i)load_narrow(codes + i);
-      const __m512 high = _mm512_permutexvar_ps(_mm512_srli_epi32(code, 4), coarse);
-      const __m512 low = _mm512_permutexvar_ps(code, fine);  // reads the lower four bits only
-      _mm512_storeu_ps(scratch + i, _mm512_maskz_mul_ps(_mm512_test_epi32_mask(code, code), high, low));
-    }
-#else
-    in_packs(length_of(start, kLogBlock, n), [=](int i, auto size) {
-      const auto code = load_narrow_pack<size.value>(codes + start + i);
-      const auto value = exp2((code - 1.0f) * step) * lowest;
-      store(scratch + start + i,
-            each(code, value, [](Float c, Float v) { return select(equal(c, Float{}), Float{}, v); }));
-    });
+  // With code = 16 h + l the value is lowest * 2**(16 h * step) times 2**((l - 1) * step): two tables of sixteen
+  // entries, looked up by permutation, in place of an exponential per element.
+  __m512 coarse, fine;
 #endif
+
+  OPTWATCH_INLINE LogReader(const Part& part, int index, float factor = 1.0f)
+      : codes(static_cast<const uint8_t*>(part.values)) {
+    const float* grid = log_grid(part, index);
+    lowest = grid[0] * factor;
+    step = grid[1];
+#if defined(__AVX512F__)
+    const Floats<2> tables = exp2(Floats<2>{count_up() * 16.0f, count_up() - 1.0f} * step);
+    coarse = (__m512)(lowest * tables.v[0]);
+    fine = (__m512)tables.v[1];
+#endif
+  }
+
+  template <int size>
+  OPTWATCH_INLINE Floats<size> read(int i) const {
+#if defined(__AVX512F__)
+    return each(load_integers<size>(codes + i), [this](Int code) {
+      return (Float)_mm512_maskz_mul_ps(_mm512_test_epi32_mask((__m512i)code, (__m512i)code), high(code), low(code));
+    });
+#else
+    const auto code = load_narrow_pack<size>(codes + i);
+    const auto value = exp2((code - 1.0f) * step) * lowest;
+    return each(code, value, [](Float c, Float v) { return select(equal(c, Float{}), Float{}, v); });
+#endif
+  }
+  // Added to `base`, rounded once where that is for nothing.
+  template <int size>
+  OPTWATCH_INLINE Floats<size> read_onto(const Floats<size>& base, int i) const {
+#if defined(__AVX512F__)
+    return each(base, load_integers<size>(codes + i), [this](Float sum, Int code) {
+      const __mmask16 some = _mm512_test_epi32_mask((__m512i)code, (__m512i)code);
+      return (Float)_mm512_mask3_fmadd_ps(high(code), low(code), (__m512)sum, some);
+    });
+#else
+    return base + read<size>(i);
+#endif
+  }
+
+#if defined(__AVX512F__)
+ private:
+  OPTWATCH_INLINE __m512 high(Int code) const {
+    return _mm512_permutexvar_ps(_mm512_srli_epi32((__m512i)code, 4), coarse);
+  }
+  OPTWATCH_INLINE __m512 low(Int code) const {
+    return _mm512_permutexvar_ps((__m512i)code, fine);  // reads the lower four bits only
+  }
+#endif
+};
+
+inline const float* log_load(const Part& part, int n, float* scratch) {
+  for (int start = 0; start < n; start += kLogBlock) {
+    const LogReader reader(part, start / kLogBlock);
+    in_packs(length_of(start, kLogBlock, n),
+             [=](int i, auto size) { store(scratch + start + i, reader.template read<size.value>(start + i)); });
   }
   return scratch;
 }
@@ -119,7 +186,7 @@ inline float log_limit(const Part&, int) { return __builtin_inff(); }  // the gr
 // How a block of second moments is encoded.
 struct LogGrid {
   float lowest, inverse, per_step;  // inverse = 1 / lowest, per_step = 1 / step
-  float bend;                       // k of bend_of
+  int bend;                         // k of bend_of, times 65536
   bool plain;                       // every element is normal, finite and at least `lowest`
   int code;                         // what all elements get where there is no grid, else -1
 };
@@ -127,33 +194,43 @@ struct LogGrid {
 // p(f) = (2**(f*step) - 1) / (2**step - 1) is the probability to round up at a fraction f. With a = step * log(2) it is
 // f - f * (1 - f) * k, exact at f = 0, 1/2 and 1 with k = 2 * tanh(a / 4). What is left is odd about 1/2, so nothing is
 // biased, and below 0.01 * a**2: 6e-5 for the usual twenty octaves in a block.
-OPTWATCH_INLINE float bend_of(float step) {
+OPTWATCH_INLINE int bend_of(float step) {
   const float a = step * kLn2;
-  return a * (0.5f - a * a * (1.0f / 96));
+  return static_cast<int>(65536.0f * a * (0.5f - a * a * (1.0f / 96)));
 }
 
-OPTWATCH_INLINE LogGrid log_grid_of(const float* exact, int n, float* out) {
-  // One less than each bit pattern, without sign: zero becomes the largest word, and negative NaN follows. So where
-  // the largest is an ordinary number there is neither zero nor NaN, and the rest takes the long way.
-  uint32_t one = 1;
-  // Compilers make a vector of ones by an instruction that waits for what the register held before, which here is the
-  // end of the previous block's long chain; hidden from them, the number comes from elsewhere.
-  asm("" : "+r"(one));
-  Word least = load_as<Word>(exact) - one, most = least;
-  for (int i = kWidth; i < n; i += kWidth) {
-    const Word x = load_as<Word>(exact + i) - one;
-    least = minimum(least, x);
-    most = maximum(most, x);
+// What has to be known of a sub-block before it can be encoded, collected vector by vector.
+struct LogRange {
+  // Bit patterns of elements that are not negative order like integers. Where the smallest is a normal number and the
+  // largest is finite, that is all; everything else takes the long way.
+  Word least = ~Word{}, most{};
+
+  OPTWATCH_INLINE void add(Float x) {
+    const Word pattern = reinterpret_cast<Word>(x);
+    least = minimum(least, pattern);
+    most = maximum(most, pattern);
   }
+};
+
+// The smallest bit pattern above zero and the largest one, both without sign.
+OPTWATCH_INLINE void log_range_of(const float* exact, int n, uint32_t* low, uint32_t* top) {
+  Word least = ~Word{};  // one less than the pattern, so that zero becomes the largest
+  Int magnitude{};
+  for (int i = 0; i < n; i += kWidth) {
+    least = minimum(least, load_as<Word>(exact + i) - 1);
+    magnitude = maximum(magnitude, load_bits(exact + i) & ~kSignBit);
+  }
+  *low = smallest(least) + 1;
+  *top = static_cast<uint32_t>(largest(magnitude));
+}
+
+OPTWATCH_INLINE LogGrid log_grid_of(const LogRange& range, const float* exact, int n, float* out) {
   LogGrid grid;
   grid.code = -1;
-  const uint32_t smallest_bits = smallest(least) + 1;
-  uint32_t top = largest(most) + 1;
-  grid.plain = top - 1 < kInfinityBits - 1 && smallest_bits >= static_cast<uint32_t>(bits(kSmallestNormal));
+  uint32_t low_bits = smallest(range.least), top = largest(range.most);
+  grid.plain = low_bits >= static_cast<uint32_t>(bits(kSmallestNormal)) && top < kInfinityBits;
   if (!grid.plain) {
-    Int magnitude{};
-    for (int i = 0; i < n; i += kWidth) magnitude = maximum(magnitude, load_bits(exact + i) & ~kSignBit);
-    top = static_cast<uint32_t>(largest(magnitude));
+    log_range_of(exact, n, &low_bits, &top);
     if (top == 0 || top >= kInfinityBits) {
       grid.code = top ? 1 : 0;
       out[0] = out[1] = top ? __builtin_nanf("") : 0.0f;
@@ -162,7 +239,7 @@ OPTWATCH_INLINE LogGrid log_grid_of(const float* exact, int n, float* out) {
   }
   // In bits, not in floats: a product below the normal range costs some processors a hundred cycles.
   constexpr uint32_t normal = 0x00800000, widest = 126u << 23;
-  uint32_t low_bits = smallest_bits < normal ? normal : smallest_bits;
+  if (low_bits < normal) low_bits = normal;
   if (top < normal) top = normal;
   if (top - low_bits > widest && top > low_bits) {
     low_bits = top - widest;
@@ -181,25 +258,65 @@ OPTWATCH_INLINE LogGrid log_grid_of(const float* exact, int n, float* out) {
   return grid;
 }
 
+// Of numbers without sign.
+OPTWATCH_INLINE Int upper_half(Int x) { return reinterpret_cast<Int>(reinterpret_cast<Word>(x) >> 16); }
+
+// The 16-bit numbers of two vectors that are the lower (part 0) or upper (part 1) halves of their elements.
+struct Halves {
+  uint16_t index[32] = {};
+  explicit constexpr Halves(int part) {
+    for (int i = 0; i < 32; i++) index[i] = static_cast<uint16_t>(2 * i + part);
+  }
+};
+
+// Stores codes whose positions on the grid are given with 16 bits after the point. An element is rounded up if its
+// random number is below p of the fraction. The smallest and the largest value may come out a rounding error beside the
+// grid, at the code for zero or, which would wrap to it, at 256: the result is cut off to [1, 255].
+template <int size>
+OPTWATCH_INLINE void store_rounded(uint8_t* codes, const Pack<Int, size>& fixed, const uint16_t* numbers, int bend) {
+#if defined(__AVX512BW__)
+  // 32 elements at once in 16 bits: p takes three instructions, the random numbers need no unpacking, and packing to
+  // bytes cuts off at 255 by itself.
+  if constexpr (size % 4 == 0) {
+    alignas(64) static constexpr Halves kUpper(1), kLower(0);
+    const __m512i upper = _mm512_load_si512(&kUpper), lower = _mm512_load_si512(&kLower);
+    const __m512i k = _mm512_set1_epi16(static_cast<short>(bend));
+    const auto rounded = [&](int j) {
+      const __m512i a = (__m512i)fixed.v[j], b = (__m512i)fixed.v[j + 1];
+      const __m512i whole = _mm512_permutex2var_epi16(a, upper, b), f = _mm512_permutex2var_epi16(a, lower, b);
+      const __m512i rest = _mm512_xor_si512(f, _mm512_set1_epi32(-1));
+      const __m512i p = _mm512_sub_epi16(f, _mm512_mulhi_epu16(_mm512_mulhi_epu16(f, rest), k));
+      const __mmask32 up = _mm512_cmplt_epu16_mask(_mm512_loadu_si512(numbers + j * kWidth), p);
+      return _mm512_mask_sub_epi16(whole, up, whole, _mm512_set1_epi16(-1));
+    };
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+#pragma GCC unroll 2
+    for (int j = 0; j < size; j += 4) {
+      const __m512i bytes = _mm512_permutexvar_epi64(order, _mm512_packus_epi16(rounded(j), rounded(j + 2)));
+      _mm512_storeu_si512(codes + j * kWidth, _mm512_max_epu8(bytes, _mm512_set1_epi8(1)));
+    }
+    return;
+  }
+#endif
+  for (int j = 0; j < size; j++) {
+    const Int f = fixed.v[j] & 0xffff;
+    const Int less_than_f = upper_half(upper_half(f * (0xffff - f)) * bend);
+    const Int code = (fixed.v[j] - less_than_f + (0xffff - load_narrow(numbers + j * kWidth))) >> 16;
+    store_narrow(codes + j * kWidth, maximum(minimum(code, splat(255)), splat(1)));
+  }
+}
+
 template <bool plain>
 OPTWATCH_INLINE void log_encode(const LogGrid& grid, const float* exact, const uint16_t* numbers, int n,
                                 uint8_t* codes) {
   in_packs(n, [=](int i, auto size) {
     const auto v = load_pack<size.value>(exact + i);
     const auto above = each(v, [=](Float x) { return plain ? x : maximum(x, splat(grid.lowest)); });
-    const auto position = log2(above * grid.inverse) * grid.per_step;
-    const auto f = each(position, fraction);
-    // The code is 1 + floor(position), and one more if (number + 1) / 65536 <= p(f). In one sum: what is added to
-    // floor(position) + p(f) lies in [1, 2), so that the carry of the fraction is the rounding.
-    const auto up = fma(fma(f, grid.bend, -grid.bend), f, position + (2.0f - 0x1p-16f));
-    const auto sum = fma(load_narrow_pack<size.value>(numbers + i), -0x1p-16f, up);
-    // The smallest and the largest value may come out a rounding error beside the grid, at the code for zero or, which
-    // wraps to it, at 256.
-    store_narrow(codes + i, each(v, sum, [](Float x, Float y) {
-                   const Int code = truncate(maximum(minimum(y, splat(255.0f)), splat(1.0f)));
-                   return plain ? code : select(equal(bits(x), Int{}), Int{}, code);
-                 }));
+    const auto position = fma(log2(above * grid.inverse), grid.per_step * 65536.0f, 65536.0f);
+    store_rounded(codes + i, each(position, nearest), numbers + i, grid.bend);
   });
+  if constexpr (!plain)
+    for (int i = 0; i < (n + kPad - 1) / kPad * kPad; i++) codes[i] = exact[i] == 0 ? 0 : codes[i];  // padding, too
 }
 
 struct LogNote {
@@ -209,8 +326,12 @@ static_assert(sizeof(LogNote) <= sizeof(Note));
 
 inline void log_prepare(const Part& part, int n, const float* exact, Note* note) {
   LogGrid* grids = reinterpret_cast<LogNote*>(note)->grids;
-  for (int start = 0, k = 0; start < n; start += kLogBlock, k++)
-    grids[k] = log_grid_of(exact + start, length_of(start, kLogBlock, n), log_grid(part, k));
+  for (int start = 0, k = 0; start < n; start += kLogBlock, k++) {
+    const int length = length_of(start, kLogBlock, n);
+    LogRange range;
+    for (int i = 0; i < length; i += kWidth) range.add(load(exact + start + i));
+    grids[k] = log_grid_of(range, exact + start, length, log_grid(part, k));
+  }
 }
 
 inline void log_store(const Part& part, int n, const float* exact, const Note& note) {

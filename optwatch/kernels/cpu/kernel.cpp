@@ -1,4 +1,5 @@
 // The step over one work item, compiled once for each instruction set with OPTWATCH_ISA as its name.
+#include "hot.h"
 #include "mathematics.h"
 #include "registry.h"  // generated: the cpu.h of every codec and rule
 #include "simd.h"
@@ -40,6 +41,15 @@ const Rule* find_rule(const char* name) {
 }
 
 const Type* find_type(const char* name) { return find(kTypes, name); }
+
+const Hot* find_hot(const char* rule, const char* const* codecs, int slots) {
+  for (const Hot& hot : kHot) {
+    bool matches = same(hot.rule, rule);
+    for (int s = 0; s < slots && matches; s++) matches = same(hot.codecs[s], codecs[s]);
+    if (matches) return &hot;
+  }
+  return nullptr;
+}
 
 // The arrays of a block. They are reused for block after block and stay in the first-level cache.
 struct alignas(64) Arrays {
@@ -101,41 +111,51 @@ OPTWATCH_INLINE void fetch_quarter(const Tables& t, const Block& b, int quarter)
   for (int s = 0; s < t.rule->slots; s++) fetch(b.parts[s].values, t.codecs[s]->bytes);
 }
 
+// New moments and weights, and all that is needed to store the moments.
+HotSums advance(const Tables& t, const Work& work, const HotBlock& b, Arrays& a) {
+  if (t.hot && t.hot->fits(work.scalars)) return t.hot->step(b, work.scalars);
+  const int slots = t.rule->slots;
+  HotSums squares;
+  const float* state[kMaxSlots];
+  for (int s = 0; s < slots; s++) state[s] = t.codecs[s]->load(b.parts[s], b.n, a.state[s]);
+  squares.grad_sq = quick_squares(b.grad, b.n);
+  squares.update_sq = t.rule->step(b.grad, b.weight, b.new_weight, state, b.next, b.n, work.scalars, b.update);
+  // Padding must not turn into anything: 0 / (0 + eps) is NaN when eps is 0.
+  for (int i = b.n; i % kPad; i++)
+    for (int s = 0; s < slots; s++) b.next[s][i] = 0;
+  for (int s = slots - 1; s >= 0; s--)
+    if (t.codecs[s]->prepare) t.codecs[s]->prepare(b.parts[s], b.n, b.next[s], &a.notes[s]);
+  return squares;
+}
+
 void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* sums) {
   const int slots = t.rule->slots;
   const float* grad = t.grad->load(b.grad, b.n, a.grad);
   const float* weight = t.param->load(b.param, b.n, a.weight);
   // With full statistics the old weight is still needed after the new one is known.
   float* new_weight = t.param->in_place && !work.full ? static_cast<float*>(b.param) : a.new_weight;
-  const float* state[kMaxSlots];
   float* next[kMaxSlots];
-  for (int s = 0; s < slots; s++) {
-    const Codec& codec = *t.codecs[s];
-    state[s] = codec.load(b.parts[s], b.n, a.state[s]);
-    next[s] = codec.in_place ? static_cast<float*>(b.parts[s].values) : a.next[s];
-  }
+  for (int s = 0; s < slots; s++) next[s] = t.codecs[s]->in_place ? static_cast<float*>(b.parts[s].values) : a.next[s];
 
   fetch_quarter(t, b, 0);
-  const double grad_sq = squares(grad, b.n);
+  const bool keep = work.full || t.rule->again;
+  const HotBlock block = {b.n, b.parts, grad, weight, new_weight, next, keep ? a.update : nullptr, a.notes};
+  const HotSums squares = advance(t, work, block, a);
+  const double grad_sq = trustworthy(squares.grad_sq) ? squares.grad_sq : precise_squares(grad, b.n);
   sums[kGradSq] += grad_sq;
   if (!(grad_sq <= 1e300)) sums[kNonfinite] += static_cast<double>(nonfinite(grad, b.n));
-
-  const bool keep = work.full || t.rule->again;
-  double update_sq = t.rule->step(grad, weight, new_weight, state, next, b.n, work.scalars, keep ? a.update : nullptr);
-  // Padding must not turn into anything: 0 / (0 + eps) is NaN when eps is 0.
+  double update_sq = squares.update_sq;
   for (int i = b.n; i % kPad; i++) {
     new_weight[i] = a.update[i] = 0;
     for (int s = 0; s < slots; s++) next[s][i] = 0;
   }
-  if (!trustworthy(static_cast<float>(update_sq))) {
+  if (!trustworthy(squares.update_sq)) {
     if (!t.rule->again) t.rule->update(next, grad, b.n, work.scalars, a.update);
     update_sq = precise_squares(a.update, b.n);
   }
   sums[kUpdateSq] += update_sq;
 
   fetch_quarter(t, b, 1);
-  for (int s = slots - 1; s >= 0; s--)
-    if (t.codecs[s]->prepare) t.codecs[s]->prepare(b.parts[s], b.n, next[s], &a.notes[s]);
   for (int s = 0; s < slots; s++) {
     t.codecs[s]->store(b.parts[s], b.n, next[s], a.notes[s]);
     if (s < 2) fetch_quarter(t, b, 2 + s);
@@ -153,7 +173,8 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
     const float* rounded = t.param->load(b.param, b.n, a.state[0]);  // the old state is not needed any more
     sums[kWeightSq] += weights(weight, rounded, b.n, sums + kUnchanged);
   }
-  observe(t, work, b, a, grad, next, update_sq, sums);
+  if (!(t.hot && t.hot->fits(work.scalars) && t.hot->observe(block, work.scalars, squares, sums)))
+    observe(t, work, b, a, grad, next, update_sq, sums);
 }
 
 // A block whose end is not a multiple of kPad works on padded copies, so that nothing past a tensor's end is touched.
@@ -200,6 +221,6 @@ void run(const Tables& t, const Work& work) {
 }  // namespace
 
 extern const Isa isa;
-const Isa isa = {OPTWATCH_ISA_NAME, find_rule, find_codec, find_type, run};
+const Isa isa = {OPTWATCH_ISA_NAME, find_rule, find_codec, find_type, find_hot, run};
 
 }  // namespace optwatch::OPTWATCH_ISA

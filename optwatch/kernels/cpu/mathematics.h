@@ -50,16 +50,37 @@ OPTWATCH_INLINE Floats<size> exp2(const Floats<size>& x) {
 #endif
 }
 
-// 127 * cbrt(q) for 0 <= q <= 1: relative error 5e-7. Dividing the exponent by -3 gives z = q**(-1/3) to 3.5 %;
-// cbrt(q) = q * z*z * (q * z**3)**(-2/3), and the last factor is a polynomial of something near 1.
+// 127 * cbrt(|q|) for |q| <= 1, to 1.3e-6; what is below 2**-31 counts as that, far below the first code.
 template <int size>
 OPTWATCH_INLINE Floats<size> cbrt_times_127(const Floats<size>& q) {
-  const auto exponent = fma(each(q, [](Float a) { return to_float(bits(a)); }), -1.0f / 3.0f, 1419919360.0f);
-  const auto z = each(exponent, [](Float a) { return as_float(nearest(a)); });
-  const auto square = q * z * z;
+#if defined(__AVX512F__)
+  // cbrt(2**e * m) = 2**(e / 3) * cbrt(m): a table with 31 + e as its index, which is the lower five bits of the
+  // exponent as stored, and a polynomial on [1, 2).
+  alignas(64) static constexpr float kPowers[32] = {
+      0.0984374657f, 0.124023438f, 0.156259745f, 0.196874931f, 0.248046875f, 0.312519491f, 0.393749863f, 0.49609375f,
+      0.625038981f,  0.787499726f, 0.9921875f,   1.25007796f,  1.57499945f,  1.984375f,    2.50015593f,  3.1499989f,
+      3.96875f,      5.00031185f,  6.29999781f,  7.9375f,      10.0006237f,  12.5999956f,  15.875f,      20.0012474f,
+      25.1999912f,   31.75f,       40.0024948f,  50.3999825f,  63.5f,        80.0049896f,  100.799965f,  127.0f,
+  };
+  const __m512 low = _mm512_load_ps(kPowers), high = _mm512_load_ps(kPowers + 16);
+  const auto inside = each(q, [](Float a) { return (Float)_mm512_range_ps((__m512)a, _mm512_set1_ps(0x1p-31f), 0xb); });
+  const auto power = each(
+      inside, [=](Float a) { return (Float)_mm512_permutex2var_ps(low, _mm512_srli_epi32((__m512i)a, 23), high); });
+  const auto mantissa =
+      each(inside, [](Float a) { return (Float)_mm512_getmant_ps((__m512)a, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero); });
+  return power *
+         polynomial(mantissa, 0.00534854271f, -0.0503865033f, 0.202777117f, -0.469228566f, 0.83815992f, 0.473330706f);
+#else
+  // Dividing the exponent by -3 gives z = q**(-1/3) to 3.5 %; cbrt(q) = q * z*z * (q * z**3)**(-2/3), and the last
+  // factor is a polynomial of something near 1.
+  const auto a = each(q, absolute);
+  const auto exponent = fma(each(a, [](Float x) { return to_float(bits(x)); }), -1.0f / 3.0f, 1419919360.0f);
+  const auto z = each(exponent, [](Float x) { return as_float(nearest(x)); });
+  const auto square = a * z * z;
   const auto t = square * z;
   return square *
          polynomial(t, 127 * 0.449470276f, 127 * -2.29729886f, 127 * 4.75068266f, 127 * -5.0740017f, 127 * 3.17114757f);
+#endif
 }
 
 // The random words of the element pairs of a block, as optwatch/kernels/random.py defines them. Read as 16-bit
@@ -70,12 +91,12 @@ OPTWATCH_INLINE void random_words(int64_t first, Key key, int n, uint32_t* out) 
   for (int i = 0; i < kWidth; i++) lane[i] = static_cast<uint32_t>(i);
   const uint64_t pair = static_cast<uint64_t>(first) >> 1;  // a block never crosses a multiple of 2**32 pairs
   uint32_t base = static_cast<uint32_t>(pair) + key.k0 + static_cast<uint32_t>(pair >> 32) * 0x9E3779B9u;
+  const Word mixed = splat(key.k1 ^ (key.k1 >> 15));
   for (int i = 0; i < (n + 1) / 2; i += kWidth, base += kWidth) {  // an odd last element has a pair, too
     Word x = lane + base;
     x ^= x >> 16;
     x *= 0x7feb352du;
-    x ^= key.k1;
-    x ^= x >> 15;
+    x ^= (x >> 15) ^ mixed;  // what x ^= k1, x ^= x >> 15 gives, in two instructions of three operands
     x *= 0x846ca68bu;
     x ^= x >> 16;
     store(out + i, x);

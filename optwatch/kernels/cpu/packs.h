@@ -112,13 +112,35 @@ OPTWATCH_INLINE Floats<size> load_narrow_pack(const T* p) {
   for (int i = 0; i < size; i++) r.v[i] = to_float(load_narrow(p + i * kWidth));
   return r;
 }
+template <int size, class T>
+OPTWATCH_INLINE Pack<Int, size> load_integers(const T* p) {
+  Pack<Int, size> r;
+#pragma GCC unroll 8
+  for (int i = 0; i < size; i++) r.v[i] = load_narrow(p + i * kWidth);
+  return r;
+}
 template <int size>
 OPTWATCH_INLINE void store(float* p, const Floats<size>& x) {
 #pragma GCC unroll 8
   for (int i = 0; i < size; i++) store(p + i * kWidth, x.v[i]);
 }
-template <int size, class T>
-OPTWATCH_INLINE void store_narrow(T* p, const Pack<Int, size>& x) {
+// Integers of [-128, 127] as bytes.
+template <int size>
+OPTWATCH_INLINE void store_bytes(int8_t* p, const Pack<Int, size>& x) {
+#if defined(__AVX512BW__)
+  // Packing works inside quarters of a vector, so the quarters are put in order at the end: 4 instructions for four
+  // vectors, where narrowing one at a time takes 3 for each.
+  if constexpr (size % 4 == 0) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+#pragma GCC unroll 2
+    for (int i = 0; i < size; i += 4) {
+      const __m512i ab = _mm512_packs_epi32((__m512i)x.v[i], (__m512i)x.v[i + 1]);
+      const __m512i cd = _mm512_packs_epi32((__m512i)x.v[i + 2], (__m512i)x.v[i + 3]);
+      _mm512_storeu_si512(p + i * kWidth, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(ab, cd)));
+    }
+    return;
+  }
+#endif
 #pragma GCC unroll 8
   for (int i = 0; i < size; i++) store_narrow(p + i * kWidth, x.v[i]);
 }

@@ -124,6 +124,18 @@ OPTWATCH_INLINE Float sqrt_nearly(Float x) {
 #endif
 }
 
+// The same for finite x, and 2**-63 for 0.
+OPTWATCH_INLINE Float sqrt_of_finite(Float x) {
+#if defined(__AVX512F__)
+  const __m512 inside = _mm512_max_ps(_mm512_set1_ps(0x1p-126f), (__m512)x);
+  const __m512 y = _mm512_rsqrt14_ps(inside), root = _mm512_mul_ps(inside, y);
+  const __m512 half = _mm512_set1_ps(0.5f);
+  return (Float)_mm512_fmadd_ps(root, _mm512_fnmadd_ps(root, _mm512_mul_ps(y, half), half), root);
+#else
+  return sqrt(x);
+#endif
+}
+
 // Towards zero; the value must fit.
 OPTWATCH_INLINE Int truncate(Float x) {
 #if defined(__AVX512F__)
@@ -190,6 +202,16 @@ OPTWATCH_INLINE Int maximum(Int a, Int b) {
   return (Int)_mm256_max_epi32((__m256i)a, (__m256i)b);
 #else
   return select(less(b, a), a, b);
+#endif
+}
+
+OPTWATCH_INLINE Int minimum(Int a, Int b) {
+#if defined(__AVX512F__)
+  return (Int)_mm512_min_epi32((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (Int)_mm256_min_epi32((__m256i)a, (__m256i)b);
+#else
+  return select(less(a, b), a, b);
 #endif
 }
 

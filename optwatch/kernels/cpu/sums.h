@@ -37,7 +37,13 @@ inline int64_t nonfinite(const float* x, int n) {
 }
 
 // Partial sums as one.
-OPTWATCH_INLINE Float fold(const Floats<4>& x) { return (x.v[0] + x.v[1]) + (x.v[2] + x.v[3]); }
+OPTWATCH_INLINE Float fold(const Floats<1>& x) { return x.v[0]; }
+template <int size>
+OPTWATCH_INLINE Float fold(const Floats<size>& x) {
+  Floats<size / 2> half;
+  for (int i = 0; i < size / 2; i++) half.v[i] = x.v[2 * i] + x.v[2 * i + 1];
+  return fold(half);
+}
 
 // Sums of a vector-valued term. Four partial sums, because one would wait for itself.
 template <class Term>
@@ -49,9 +55,8 @@ OPTWATCH_INLINE float quickly(int n, Term add) {
   return sum(fold(total));
 }
 
-inline double squares(const float* x, int n) {
-  const float fast = quickly(n, [=](int i, Float so_far) { return fma(load(x + i), load(x + i), so_far); });
-  return trustworthy(fast) ? fast : precise_squares(x, n);
+inline float quick_squares(const float* x, int n) {
+  return quickly(n, [=](int i, Float so_far) { return fma(load(x + i), load(x + i), so_far); });
 }
 
 inline double squared_difference(const float* x, const float* y, int n) {

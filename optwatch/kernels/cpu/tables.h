@@ -76,6 +76,34 @@ struct Type {
   void (*store)(void* values, int n, const float* exact);
 };
 
+// One block as a specialised plan sees it; arrays may be read and written up to the next multiple of kPad.
+struct HotBlock {
+  int n;
+  const Part* parts;  // [slots]
+  const float *grad, *weight;
+  float* new_weight;   // may alias `weight`
+  float* const* next;  // [slots], the new state
+  float* update;       // what is subtracted, or null
+  Note* notes;         // [slots], for the codecs' store
+};
+
+struct HotSums {
+  float grad_sq, update_sq;
+  float absmax[kMaxSlots];  // of the new state; infinity or NaN if anything is
+};
+
+// A rule and its slots' codecs with a loop of their own; see hot.h.
+struct Hot {
+  const char* rule;
+  const char* codecs[kMaxSlots];
+  bool (*fits)(const float* scalars);
+  // What the codecs' loads, the rule's step and the codecs' preparations do together.
+  HotSums (*step)(const HotBlock&, const float* scalars);
+  // After the new state was stored: adds everything but the cheap sums and what concerns weights. Returns false, and
+  // adds nothing, where that needs more care than a sum in fp32 takes.
+  bool (*observe)(const HotBlock&, const float* scalars, const HotSums&, double* sums);
+};
+
 // The columns of a row, in the order of optwatch/metrics/fields.py.
 enum TensorField { kGradSq, kNonfinite, kUpdateSq, kUpdateErrorSq, kWeightSq, kMomentGrad, kUnchanged, kTensorFields };
 enum SlotField { kErrorSq, kExactSq, kSum, kAbsMax, kUnderflow, kSaturated, kSlotFields };
@@ -96,6 +124,7 @@ struct Tables {
   const Codec* codecs[kMaxSlots];
   const Type* param;
   const Type* grad;
+  const Hot* hot;  // or null
 };
 
 // Elements [start, stop) of a tensor; start is a multiple of kBlock. `sums` holds columns(slots) zeros.
@@ -115,6 +144,7 @@ struct Isa {
   const Rule* (*rule)(const char* name);
   const Codec* (*codec)(const char* name);
   const Type* (*type)(const char* name);
+  const Hot* (*hot)(const char* rule, const char* const* codecs, int slots);
   void (*run)(const Tables&, const Work&);
 };
 

@@ -1,0 +1,165 @@
+// Plans that are worth a loop of their own: loading, the step and the preparation of storing in one pass.
+//
+// A plan is composed of its codecs' and its rule's functions, each with a loop over a block in the first-level cache.
+// Where the arithmetic of a plan is short beside those loads and stores it pays to write the composition out.
+#pragma once
+
+#include "optwatch/codecs/int8/cpu.h"
+#include "optwatch/rules/adamw/cpu.h"
+#include "sums.h"
+
+namespace optwatch::OPTWATCH_ISA {
+
+// AdamW with one byte an element. One pass over the block decodes, steps, and collects the squares and the ranges that
+// the encoders need; only the new moments go through the first-level cache, and the codecs' own loops encode them.
+// A third of the instructions of the composition are gone: decoding multiplies by beta and is added to in one go, the
+// step size is part of the denominator, and products are contracted. The weights differ from the rule's in the last
+// bit, and are the same with and without full statistics.
+struct AdamWInt8 {
+  struct Scalars {  // as in rule.py
+    float grad_scale, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, inv_sqrt_bc2, decay;
+  } h;
+  static_assert(sizeof(Scalars) == rules_adamw[0].scalars * sizeof(float));
+  float root_factor, eps;  // the denominator divided by the step size: root_factor * sqrt(v) + eps
+
+  explicit AdamWInt8(const float* scalars) {
+    std::memcpy(&h, scalars, sizeof h);
+    root_factor = h.inv_sqrt_bc2 / h.step_size;
+    eps = h.eps / h.step_size;
+  }
+  bool fits() const { return root_factor > 0 && root_factor < 0x1p60f && eps < 0x1p60f; }  // so step_size is not 0
+
+  struct Sums {
+    Float grad{}, update{};
+  };
+
+  // kCubicBlock elements from i, or fewer at the end of a tensor.
+  template <bool scaled>
+  OPTWATCH_INLINE void quarter(const HotBlock& b, int i, int n, const CubicReader& m_reader, const LogReader& v_reader,
+                               CubicRange* m_range_out, LogRange* v_range_out, Sums* sums_out) const {
+    // Local, because what a pointer leads to would be stored and loaded again for each vector.
+    CubicRange m_range;
+    LogRange v_range = *v_range_out;
+    Sums sums = *sums_out;
+    for (const int end = i + n; i < end; i += kWidth) {
+      const Float raw = load(b.grad + i), g = scaled ? raw * h.grad_scale : raw, square = g * g;
+      sums.grad += scaled ? raw * raw : square;
+      const Float m = m_reader.read_onto<1>({g * h.one_minus_beta1}, i).v[0];
+      const Float v = v_reader.read_onto<1>({square * h.one_minus_beta2}, i).v[0];
+      const Float u = m / fma(sqrt(v), splat(root_factor), splat(eps));
+      store(b.next[0] + i, m);
+      store(b.next[1] + i, v);
+      store(b.new_weight + i, fma(load(b.weight + i), splat(h.decay), -u));
+      if (b.update) store(b.update + i, u);
+      sums.update = fma(u, u, sums.update);
+      m_range.add(m);
+      v_range.add(v);
+    }
+    *m_range_out = m_range;
+    *v_range_out = v_range;
+    *sums_out = sums;
+  }
+
+  template <bool scaled>
+  OPTWATCH_INLINE HotSums run(const HotBlock& b) const {
+    static_assert(kLogBlock % kCubicBlock == 0);
+    LogRange v_ranges[kBlock / kLogBlock];
+    CubicRange m_ranges[kBlock / kCubicBlock];
+    Sums sums;
+    for (int start = 0; start < b.n; start += kLogBlock) {
+      const LogReader v_reader(b.parts[1], start / kLogBlock, h.beta2);
+      for (int i = start; i < b.n && i < start + kLogBlock; i += kCubicBlock) {
+        const CubicReader m_reader(b.parts[0], i / kCubicBlock, 1.0f - h.one_minus_beta1);
+        quarter<scaled>(b, i, length_of(i, kCubicBlock, b.n), m_reader, v_reader, &m_ranges[i / kCubicBlock],
+                        &v_ranges[start / kLogBlock], &sums);
+      }
+    }
+    LogGrid* grids = reinterpret_cast<LogNote*>(&b.notes[1])->grids;
+    for (int start = 0, s = 0; start < b.n; start += kLogBlock, s++)
+      grids[s] = log_grid_of(v_ranges[s], b.next[1] + start, length_of(start, kLogBlock, b.n), log_grid(b.parts[1], s));
+    auto* inverse = reinterpret_cast<CubicNote*>(&b.notes[0])->inverse;
+    int32_t m_most = 0;
+    Word v_most{};
+    for (int start = 0, s = 0; start < b.n; start += kCubicBlock, s++) {
+      const int32_t most = largest(m_ranges[s].most);
+      inverse[s] = cubic_rescale(b.parts[0], s, most);
+      m_most = most > m_most ? most : m_most;
+    }
+    for (int start = 0, s = 0; start < b.n; start += kLogBlock, s++) v_most = maximum(v_most, v_ranges[s].most);
+    return {sum(sums.grad), sum(sums.update), {as_float(m_most), as_float(static_cast<int32_t>(largest(v_most)))}};
+  }
+
+  struct Errors {
+    Float m_error{}, m_sq{}, m_sum{}, v_error{}, v_sum{}, u_error{}, moment_grad{};
+    Int m_lost{}, v_lost{};
+  };
+
+  OPTWATCH_INLINE void compare(const HotBlock& b, int i, int n, const CubicReader& m_reader, const LogReader& v_reader,
+                               Errors* errors) const {
+    Errors e = *errors;
+    for (const int end = i + n; i < end; i += kWidth) {
+      const Float m = load(b.next[0] + i), v = load(b.next[1] + i);
+      const Float m_stored = m_reader.read<1>(i).v[0], v_stored = v_reader.read<1>(i).v[0];
+      // One root by the divider and one beside it; they differ in the last bit, which must not look like an error.
+      const Float root = sqrt_of_finite(v_stored);
+      const Float v_error = select(equal(v, v_stored), Float{}, sqrt(v) - root), m_error = m - m_stored;
+      const Float u_error = load(b.update + i) - m_stored / fma(root, splat(root_factor), splat(eps));
+      e.m_error = fma(m_error, m_error, e.m_error);
+      e.v_error = fma(v_error, v_error, e.v_error);
+      e.u_error = fma(u_error, u_error, e.u_error);
+      e.m_sq = fma(m, m, e.m_sq);
+      e.moment_grad = fma(m, load(b.grad + i), e.moment_grad);
+      e.m_sum += m;
+      e.v_sum += v;
+      e.m_lost = count(e.m_lost, but_not(equal(m_stored, Float{}), equal(m, Float{})));
+      e.v_lost = count(e.v_lost, but_not(equal(v_stored, Float{}), equal(v, Float{})));
+    }
+    *errors = e;
+  }
+
+  OPTWATCH_INLINE bool observe(const HotBlock& b, const HotSums& known, double* sums) const {
+    if (!trustworthy(known.update_sq) || !(known.absmax[0] <= kLargestBf16) || !(known.absmax[1] < 0x1p126f))
+      return false;
+    Errors e;
+    for (int start = 0; start < b.n; start += kLogBlock) {
+      const LogReader v_reader(b.parts[1], start / kLogBlock);
+      for (int i = start; i < b.n && i < start + kLogBlock; i += kCubicBlock)
+        compare(b, i, length_of(i, kCubicBlock, b.n), CubicReader(b.parts[0], i / kCubicBlock), v_reader, &e);
+    }
+    const float m_error = sum(e.m_error), m_sq = sum(e.m_sq), v_error = sum(e.v_error), u_error = sum(e.u_error);
+    const float moment_grad = sum(e.moment_grad);
+    const bool precise = trustworthy(m_error) && trustworthy(m_sq) && trustworthy(v_error) && trustworthy(u_error) &&
+                         trustworthy(moment_grad < 0 ? -moment_grad : moment_grad);
+    if (!precise) return false;
+    const float v_sum = sum(e.v_sum);
+    const double m_fields[] = {m_error, m_sq, sum(e.m_sum), known.absmax[0], double(sum(e.m_lost))};
+    const double v_fields[] = {v_error, v_sum, v_sum, known.absmax[1], double(sum(e.v_lost))};
+    sums[kUpdateErrorSq] += u_error;
+    sums[kMomentGrad] += moment_grad;
+    for (int s = 0; s < 2; s++) {
+      double* fields = sums + kTensorFields + s * kSlotFields;
+      const double* found = s ? v_fields : m_fields;
+      for (int f = 0; f < kSaturated; f++)
+        if (f != kAbsMax) fields[f] += found[f];
+      if (fields[kAbsMax] < found[kAbsMax]) fields[kAbsMax] = found[kAbsMax];  // a NaN is kept
+    }
+    return true;
+  }
+};
+
+inline bool adamw_int8_fits(const float* scalars) { return AdamWInt8(scalars).fits(); }
+
+inline HotSums adamw_int8_step(const HotBlock& b, const float* scalars) {
+  const AdamWInt8 plan(scalars);
+  return plan.h.grad_scale == 1 ? plan.run<false>(b) : plan.run<true>(b);
+}
+
+inline bool adamw_int8_observe(const HotBlock& b, const float* scalars, const HotSums& known, double* sums) {
+  return AdamWInt8(scalars).observe(b, known, sums);
+}
+
+constexpr Hot kHot[] = {
+    {"adamw", {"int8_cubic", "int8_log"}, adamw_int8_fits, adamw_int8_step, adamw_int8_observe},
+};
+
+}  // namespace optwatch::OPTWATCH_ISA
