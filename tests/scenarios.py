@@ -83,8 +83,15 @@ def compare(make: Callable[[Tensor], torch.optim.Optimizer], scenario: Scenario)
     return Comparison(*torch.tensor(rows).mean(0).tolist())
 
 
-def drift(make: Callable[[Tensor], torch.optim.Optimizer], spread: float, steps: int = 4000) -> float:
-    """The mean of stored over exact second moment after many steps; 1 means that the format adds no bias."""
+class Drift(NamedTuple):
+    """How a long average is off; a format is unbiased in the value, (1, …), or in the squared update, (…, 1)."""
+
+    value: float  # mean of stored over exact second moment
+    squared_update: float  # mean of exact over stored second moment
+
+
+def drift(make: Callable[[Tensor], torch.optim.Optimizer], spread: float, steps: int = 4000) -> Drift:
+    """The second moment after many steps of gradients whose sizes are spread log-normally."""
     param = torch.nn.Parameter(torch.zeros(ELEMENTS))
     optimizer = make(param)
     gen = torch.Generator().manual_seed(1)
@@ -95,4 +102,5 @@ def drift(make: Callable[[Tensor], torch.optim.Optimizer], spread: float, steps:
         param.grad = grad
         optimizer.step()
         exact = BETA2 * exact + (1 - BETA2) * grad.double() ** 2
-    return (optimizer.dequantized_state(param)["exp_avg_sq"].double() / exact).mean().item()  # type: ignore[attr-defined]
+    stored = optimizer.dequantized_state(param)["exp_avg_sq"].double()  # type: ignore[attr-defined]
+    return Drift((stored / exact).mean().item(), (exact / stored).mean().item())

@@ -5,23 +5,49 @@ A format maps each :class:`Kind` of slot to the :class:`Codec` that keeps it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 
 from optwatch.codecs.base import Buffer, Codec, Kind
 from optwatch.codecs.bf16.codec import FORMAT as BF16
+from optwatch.codecs.fp8.codec import FORMAT as FP8
 from optwatch.codecs.fp32.codec import FORMAT as FP32
+from optwatch.codecs.int4.codec import FORMAT as INT4
 from optwatch.codecs.int8.codec import FORMAT as INT8
+from optwatch.codecs.int8_dynamic.codec import FORMAT as INT8_DYNAMIC
 
-__all__ = ["FORMATS", "SMALL_TENSOR", "Buffer", "Codec", "Kind", "codec_for", "find_codec", "state_format"]
+__all__ = [
+    "FORMATS",
+    "SMALL_TENSOR",
+    "Buffer",
+    "Codec",
+    "Kind",
+    "StateFormat",
+    "check_state",
+    "codec_for",
+    "find_codec",
+    "state_format",
+]
 
 #: The storage formats by the name that ``state=`` takes.
-FORMATS: dict[str, dict[Kind, Codec]] = {"fp32": FP32, "bf16": BF16, "int8": INT8}
+FORMATS: dict[str, dict[Kind, Codec]] = {
+    "fp32": FP32,
+    "bf16": BF16,
+    "int8": INT8,
+    "int8_dynamic": INT8_DYNAMIC,
+    "fp8": FP8,
+    "int4": INT4,
+}
 
-#: Tensors with fewer elements keep fp32 state in the formats below: their bytes do not matter, their accuracy does.
+#: What ``state=`` takes: a format for all slots, or one for each slot by its name, with ``"default"`` for the others.
+StateFormat: TypeAlias = str | Mapping[str, str]
+DEFAULT = "default"
+
+#: Tensors with fewer elements keep fp32 state in low-bit formats: their bytes do not matter, their accuracy does.
 SMALL_TENSOR = 4096
-_EXACT_WHEN_SMALL = frozenset({"int8"})
+_EXACT_AT_ANY_SIZE = frozenset({"fp32", "bf16"})
 
 
 def state_format(name: str) -> dict[Kind, Codec]:
@@ -34,10 +60,28 @@ def state_format(name: str) -> dict[Kind, Codec]:
         ) from None
 
 
-def codec_for(name: str, kind: Kind, numel: int) -> Codec:
-    """The codec that format ``name`` gives to a slot of ``kind`` for a tensor of ``numel`` elements."""
+def check_state(state: StateFormat, slots: Sequence[str]) -> None:
+    """Raise a ``ValueError`` unless ``state`` gives each of these slots a known format, and no other slot one."""
+    if not isinstance(state, Mapping):
+        state_format(state)
+        return
+    valid = ", ".join(map(repr, [*slots, DEFAULT]))
+    for name, chosen in state.items():
+        if name not in (*slots, DEFAULT):
+            raise ValueError(f"state= names a slot {name!r} that this optimizer does not keep: use {valid}")
+        state_format(chosen)
+    missing = [slot for slot in slots if slot not in state]
+    if missing and DEFAULT not in state:
+        raise ValueError(
+            f"state= has no format for {', '.join(map(repr, missing))}: name one, or one for {DEFAULT!r}"
+        )
+
+
+def codec_for(state: StateFormat, slot: str, kind: Kind, numel: int) -> Codec:
+    """The codec that ``state`` gives to the slot of this name and kind for a tensor of ``numel`` elements."""
+    name = (state[slot] if slot in state else state[DEFAULT]) if isinstance(state, Mapping) else state
     chosen = state_format(name)
-    if name in _EXACT_WHEN_SMALL and numel < SMALL_TENSOR:
+    if numel < SMALL_TENSOR and name not in _EXACT_AT_ANY_SIZE:
         chosen = FORMATS["fp32"]
     return chosen[kind]
 

@@ -25,19 +25,21 @@ class Kind(enum.Enum):
 class Buffer:
     """One tensor that a codec keeps for a slot.
 
-    ``per_block`` is the number of values for each block of the codec; ``None`` stands for one value per element.
+    ``per_block`` is the number of values for each block of the codec; ``None`` stands for one value per element, or,
+    with ``packed``, for that many neighbouring elements: two 4-bit codes a byte, the even element in the lower half.
     """
 
     name: str
     dtype: torch.dtype
     per_block: int | None = None
+    packed: int = 1
 
 
 class Codec(abc.ABC):
     """One way to keep a slot: ``load`` to fp32, ``store``, and the exact number of bytes.
 
     A codec works on a flat run of elements that starts at a block's first element, so a caller may cut a tensor
-    anywhere at a multiple of ``block``. ``buffers[0]`` is the primary buffer, one value per element.
+    anywhere at a multiple of ``block``. ``buffers[0]`` is the primary buffer: the codes, one for each element.
     """
 
     name: str  # unique among all codecs
@@ -47,7 +49,9 @@ class Codec(abc.ABC):
 
     def length(self, buffer: Buffer, numel: int) -> int:
         """The number of values ``buffer`` holds for ``numel`` elements; the last block may be partial."""
-        return numel if buffer.per_block is None else -(-numel // self.block) * buffer.per_block
+        if buffer.per_block is None:
+            return -(-numel // buffer.packed)
+        return -(-numel // self.block) * buffer.per_block
 
     def nbytes(self, numel: int) -> int:
         """The exact bytes of all buffers for ``numel`` elements."""
@@ -61,17 +65,25 @@ class Codec(abc.ABC):
 
     def cut(self, buffers: Mapping[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
         """Views of flat ``buffers`` for the elements ``[start, stop)``; ``start`` is a multiple of ``block``."""
-        first = start // self.block
-        return {
-            b.name: buffers[b.name][start:stop]
-            if b.per_block is None
-            else buffers[b.name][first * b.per_block : first * b.per_block + self.length(b, stop - start)]
-            for b in self.buffers
-        }
+        cut = {}
+        for b in self.buffers:
+            first = start // b.packed if b.per_block is None else start // self.block * b.per_block
+            cut[b.name] = buffers[b.name][first : first + self.length(b, stop - start)]
+        return cut
+
+    def codes(self, buffers: Mapping[str, Tensor], numel: int | None = None) -> Tensor:
+        """The code of each element, unpacked; see :meth:`load` for ``numel``."""
+        primary = self.buffers[0]
+        stored = buffers[primary.name]
+        return stored if primary.packed == 1 else unpack(stored, numel)
 
     @abc.abstractmethod
-    def load(self, buffers: Mapping[str, Tensor]) -> Tensor:
-        """The stored values, flat fp32."""
+    def load(self, buffers: Mapping[str, Tensor], numel: int | None = None) -> Tensor:
+        """The stored values, flat fp32.
+
+        ``numel`` is how many there are. Packed codes need it, since the last byte may hold one element or two; all
+        others tell by their own length.
+        """
 
     @abc.abstractmethod
     def store(self, values: Tensor, buffers: Mapping[str, Tensor], random: Tensor | None = None) -> Tensor:
@@ -94,3 +106,14 @@ def blocks(values: Tensor, block: int) -> Tensor:
     """A flat tensor as ``[number of blocks, block]``, the last block filled up with zeros."""
     missing = -len(values) % block
     return torch.nn.functional.pad(values, (0, missing)).view(-1, block)
+
+
+def pack(codes: Tensor) -> Tensor:
+    """Integer codes of [0, 16) two a byte, the even element in the lower half; a missing last one is 0."""
+    pairs = torch.nn.functional.pad(codes.to(torch.uint8), (0, len(codes) % 2)).view(-1, 2)
+    return pairs[:, 0] | pairs[:, 1] << 4
+
+
+def unpack(packed: Tensor, numel: int | None = None) -> Tensor:
+    """The inverse of :func:`pack`: the first ``numel`` codes, or all that the bytes have room for, as uint8."""
+    return torch.stack([packed & 15, packed >> 4], 1).view(-1)[:numel]

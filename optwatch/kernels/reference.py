@@ -61,7 +61,7 @@ class ReferencePlan:
         weight = tensor.param[start:stop]
         grad = grad.float()
 
-        old = [codec.load(buffer) for codec, buffer in zip(codecs, buffers, strict=True)]
+        old = [codec.load(buffer, stop - start) for codec, buffer in zip(codecs, buffers, strict=True)]
         exact, update = rule.step(old, grad, weight.float(), h)
         new_weight = rule.apply(weight.float(), update, h).to(weight.dtype)
         stored = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.optim.optimizer import ParamsT
 
+from optwatch.codecs import StateFormat
 from optwatch.optim.base import Optimizer
 from optwatch.optim.options import AT_LEAST_0, UP_TO_1
 from optwatch.rules import RULES
@@ -31,7 +32,7 @@ class Adadelta(Optimizer):
         capturable: bool = False,
         maximize: bool = False,
         differentiable: bool = False,
-        state: str = "fp32",
+        state: StateFormat = "fp32",
         seed: int = 0,
         backend: str | None = None,
     ) -> None:

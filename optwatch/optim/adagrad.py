@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.optim.optimizer import ParamsT
 
+from optwatch.codecs import StateFormat
 from optwatch.optim.base import Optimizer
 from optwatch.optim.options import AT_LEAST_0
 from optwatch.rules import RULES
@@ -38,7 +39,7 @@ class Adagrad(Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        state: str = "fp32",
+        state: StateFormat = "fp32",
         seed: int = 0,
         backend: str | None = None,
     ) -> None:

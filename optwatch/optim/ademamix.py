@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch.optim.optimizer import ParamsT
 
+from optwatch.codecs import StateFormat
 from optwatch.optim.base import Optimizer
 from optwatch.optim.options import AT_LEAST_0, BETAS3, STEPS
 from optwatch.rules import RULES
@@ -42,7 +43,7 @@ class AdEMAMix(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
-        state: str = "fp32",
+        state: StateFormat = "fp32",
         seed: int = 0,
         backend: str | None = None,
     ) -> None:

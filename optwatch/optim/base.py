@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optwatch.codecs import Codec, codec_for, state_format
+from optwatch.codecs import Codec, StateFormat, check_state, codec_for
 from optwatch.kernels import PlanSpec, check_backend
 from optwatch.optim.binding import Binding, Stale
 from optwatch.optim.checkpoint import load
 from optwatch.optim.options import Ranges, check
+from optwatch.optim.release import Release
 from optwatch.optim.slots import begin, decode, identify
-from optwatch.optim.stats import StepStats, Subscriber
+from optwatch.optim.stats import PlanStats, StepStats, Subscriber
 from optwatch.rules import Rule
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -47,15 +48,15 @@ class Optimizer(torch.optim.Optimizer):
     ranges: ClassVar[Ranges] = ()
 
     def __init__(
-        self, params: ParamsT, defaults: dict[str, Any], *, state: str, seed: int, backend: str | None
+        self, params: ParamsT, defaults: dict[str, Any], *, state: StateFormat, seed: int, backend: str | None
     ) -> None:
-        state_format(state)
         if backend is not None:
             check_backend(backend)
         self._backend = backend
         self._subscribers: dict[int, tuple[Subscriber, int]] = {}
         self._bindings: list[Binding] | None = None
         self._steps = 0
+        self._release: Release | None = None
         super().__init__(params, {**defaults, "state": state, "seed": seed, "schema": SCHEMA})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -63,7 +64,7 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            state_format(group["state"])
+            check_state(group["state"], [slot.name for slot in self.rule_for(group).slots])
             self.check_options(group)
             for position, param in enumerate(group["params"]):
                 if param.dtype not in DTYPES:
@@ -107,12 +108,17 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        full = self._is_full()
         self._steps += 1
-        full = any(self._steps % every == 1 % every for _, every in self._subscribers.values())
-        stats = self._run(full)
+        released = self._release
+        stats = self._run(full) if released is None else StepStats(self._steps, full, *released.take())
         for subscriber, _ in list(self._subscribers.values()):
             subscriber(stats)
         return loss
+
+    def _is_full(self) -> bool:
+        """Whether the next step sums the full statistics."""
+        return any((self._steps + 1) % every == 1 % every for _, every in self._subscribers.values())
 
     def _run(self, full: bool, **aside: float) -> StepStats:
         """Run every plan; ``aside`` adds options and makes it no step, see :meth:`Binding.run`."""
@@ -147,6 +153,45 @@ class Optimizer(torch.optim.Optimizer):
             map(operator.is_, self.state.values(), self._bound)
         )
         return same and all(binding.is_current() for binding in bindings)
+
+    def release_gradients(self) -> Callable[[], None]:
+        """Step each parameter in the backward pass, as its gradient arrives, and free the gradient at once.
+
+        Bit by bit the steps are those of ``step()``, which then only counts and tells subscribers; call it once after
+        each backward pass, as before. Not for gradient accumulation, clipping by norm or a loss scaler: they need
+        all gradients together, see :mod:`optwatch.optim.release`. Returns a function that ends it.
+        """
+        if self._release is not None:
+            raise RuntimeError(
+                "release_gradients() is in force already; end it with the function that it returned"
+            )
+        self._release = Release(
+            [param for group in self.param_groups for param in group["params"]],
+            self._bind_alone,
+            self._run_alone,
+        )
+        return self._end_release
+
+    def _end_release(self) -> None:
+        if self._release is not None:
+            self._release.remove()
+        self._release = self._bindings = None
+
+    def _bind_alone(self, param: Tensor) -> Binding:
+        """A plan for one parameter."""
+        index = 0
+        for number, group in enumerate(self.param_groups):
+            for position, known in enumerate(group["params"]):
+                if known is param:
+                    spec = self._spec(group, param, self.parameter_name(group, position))
+                    return Binding(spec, [param], [self.state[param]], [index], [number], self._backend)
+                index += 1
+        raise RuntimeError(
+            f"a parameter of shape {tuple(param.shape)} has left the optimizer; end release_gradients()"
+        )
+
+    def _run_alone(self, binding: Binding) -> PlanStats | None:
+        return binding.run(self.param_groups, self.options, binding.gradients(), self._is_full(), {})
 
     def _has_new_gradient(self) -> bool:
         return any(param.grad is not None for param in self._waiting)
@@ -189,7 +234,7 @@ class Optimizer(torch.optim.Optimizer):
         if not state:
             state["step"] = torch.tensor(0.0)
             for slot in self.rule_for(group).slots:
-                codec = codec_for(group["state"], slot.kind, param.numel())
+                codec = codec_for(group["state"], slot.name, slot.kind, param.numel())
                 initial = float(group[slot.initial]) if slot.initial else 0.0
                 state.update(begin(codec, slot.name, param, initial))
         rule = self.rule_for(group)
@@ -203,7 +248,7 @@ class Optimizer(torch.optim.Optimizer):
         try:
             if "step" not in state:
                 raise ValueError("'step' is missing")
-            return tuple(identify(rule, slot, state, param.numel(), param.shape) for slot in rule.slots)
+            return tuple(identify(rule, slot, state, param) for slot in rule.slots)
         except ValueError as error:
             raise ValueError(f"the state of {name} does not fit: {error}") from None
 
@@ -255,7 +300,7 @@ class Optimizer(torch.optim.Optimizer):
                     continue
                 expected[StateKind("step", "float32", "cpu")] += STEP_BYTES
                 for slot in self.rule_for(group).slots:
-                    codec = codec_for(group["state"], slot.kind, param.numel())
+                    codec = codec_for(group["state"], slot.name, slot.kind, param.numel())
                     for buffer in codec.buffers:
                         kind = StateKind(slot.name, _short(buffer.dtype), str(param.device))
                         expected[kind] += codec.length(buffer, param.numel()) * buffer.dtype.itemsize
@@ -280,6 +325,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._bindings = None
         self.__dict__.setdefault("_subscribers", {})
+        self.__dict__.setdefault("_release", None)
 
 
 def count_state_bytes(states: Iterable[Mapping[str, Any]], slots: tuple[str, ...]) -> dict[StateKind, int]:

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optwatch.codecs import Codec, codec_for, state_format
+from optwatch.codecs import Codec, check_state, codec_for
 from optwatch.kernels.random import keys, numbers
 from optwatch.optim.layout import flat, memory_order
-from optwatch.optim.slots import buffer_key, decode, identify, keep
+from optwatch.optim.slots import buffer_key, decode, identify, keep, shaped_like_parameter
 from optwatch.rules import Rule
 
 
@@ -110,23 +110,23 @@ class _Parameter:
     def __init__(
         self, optimizer: Loadable, group: Mapping[str, Any], param: Tensor, name: str, index: int
     ) -> None:
-        self.rule, self.format, self.seed = optimizer.rule_for(group), str(group["state"]), int(group["seed"])
+        self.rule, self.format, self.seed = optimizer.rule_for(group), group["state"], int(group["seed"])
         self.param, self.name, self.index = param, name, index
 
     def load(self, saved: dict[str, Any], convert: bool) -> dict[str, Any]:
         """The state to use; a ``ValueError`` names the parameter, what was found and what was expected."""
-        state_format(self.format)
+        check_state(self.format, [slot.name for slot in self.rule.slots])
         if "step" not in saved and not self.rule.stepless:
             raise ValueError(f"the checkpoint's state of {self.name} has no 'step', found {sorted(saved)}")
         # Without a count, all that matters is that the first step lies behind.
         state: dict[str, Any] = {"step": torch.tensor(float(saved.get("step", 1.0)))}
         for slot in self.rule.slots:
             try:
-                codec = identify(self.rule, slot, saved, self.param.numel(), self.param.shape)
+                codec = identify(self.rule, slot, saved, self.param)
             except ValueError as error:
                 raise ValueError(f"the checkpoint's state of {self.name} does not fit: {error}") from None
-            wanted = codec_for(self.format, slot.kind, self.param.numel())
-            ordered = self._same_order(saved[slot.name]) or (codec.block == 1 and not codec.stochastic)
+            wanted = codec_for(self.format, slot.name, slot.kind, self.param.numel())
+            ordered = self._same_order(codec, saved[slot.name]) or (codec.block == 1 and not codec.stochastic)
             if codec is wanted and ordered:
                 state.update(self._take(codec, slot.name, saved))
             elif convert:
@@ -135,8 +135,11 @@ class _Parameter:
                 raise ValueError(self._refusal(codec, wanted, slot.name))
         return state
 
-    def _same_order(self, primary: Tensor) -> bool:
-        return flat(primary, memory_order(self.param)) is not None
+    def _same_order(self, codec: Codec, primary: Tensor) -> bool:
+        # Packed codes in another order have another shape, and have been refused for it.
+        return (
+            not shaped_like_parameter(codec.buffers[0]) or flat(primary, memory_order(self.param)) is not None
+        )
 
     def _refusal(self, codec: Codec, wanted: Codec, slot: str) -> str:
         if codec is wanted:
@@ -154,7 +157,7 @@ class _Parameter:
         taken = {}
         for buffer in codec.buffers:
             key = buffer_key(codec, slot, buffer)
-            like = self.param if buffer.per_block is None else saved[key]
+            like = self.param if shaped_like_parameter(buffer) else saved[key]
             taken[key] = torch.empty_like(
                 like, dtype=buffer.dtype, device=self.param.device, requires_grad=False
             )
@@ -166,7 +169,8 @@ class _Parameter:
         device = self.param.device
         buffers = {key: value.to(device) for key, value in saved.items() if isinstance(value, Tensor)}
         # Decode in the order that the saved codes lie in, which need not be the parameter's.
-        values = decode(codec, slot, buffers[slot], buffers)
+        like = buffers[slot] if shaped_like_parameter(codec.buffers[0]) else self.param
+        values = decode(codec, slot, like, buffers)
         random = None
         if wanted.stochastic:
             key = keys(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from optwatch.codecs import StateFormat
 from optwatch.optim.adadelta import Adadelta
 from optwatch.optim.adagrad import Adagrad
 from optwatch.optim.adam import Adam
@@ -26,7 +27,7 @@ SUCCESSORS: dict[type[torch.optim.Optimizer], type[Optimizer]] = {
 }
 
 
-def replace(optimizer: torch.optim.Optimizer, state: str = "int8", **options: Any) -> Optimizer:
+def replace(optimizer: torch.optim.Optimizer, state: StateFormat = "int8", **options: Any) -> Optimizer:
     """An optimizer of ours that goes on where ``optimizer`` is: same parameters, groups, options, and its state.
 
     The state is converted to the format ``state``; with ``"fp32"`` the run continues as it would have. ``options`` are

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
+from optwatch.codecs import StateFormat
 from optwatch.optim.base import Optimizer
 from optwatch.optim.options import AT_LEAST_0, UP_TO_1
 from optwatch.rules import RULES, Rule
@@ -41,7 +42,7 @@ class RMSprop(Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
         *,
-        state: str = "fp32",
+        state: StateFormat = "fp32",
         seed: int = 0,
         backend: str | None = None,
     ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
+from optwatch.codecs import StateFormat
 from optwatch.optim.base import Optimizer
 from optwatch.optim.options import AT_LEAST_0
 from optwatch.rules import RULES, Rule
@@ -34,7 +35,7 @@ class SGD(Optimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        state: str = "fp32",
+        state: StateFormat = "fp32",
         seed: int = 0,
         backend: str | None = None,
     ) -> None:

@@ -2,6 +2,10 @@
 
 The primary buffer has the slot's own name and the parameter's shape, the others the slot's name with theirs appended:
 ``exp_avg`` and ``exp_avg_scale``. All are plain tensors, so a checkpoint loads with ``weights_only=True``.
+
+Packed codes have no element of their own for each of the parameter's, so they are kept flat, in the order in which the
+parameter lies in memory. Where that is not row-major, they stretch along the dimension that is innermost in memory,
+all others being 1, so that a checkpoint of a ``channels_last`` model is not taken for one in row-major order.
 """
 
 from __future__ import annotations
@@ -22,13 +26,29 @@ def buffer_key(codec: Codec, slot: str, buffer: Buffer) -> str:
     return slot if buffer is codec.buffers[0] else f"{slot}_{buffer.name}"
 
 
+def shaped_like_parameter(buffer: Buffer) -> bool:
+    """Whether a buffer has one value for each element of the parameter."""
+    return buffer.per_block is None and buffer.packed == 1
+
+
+def primary_shape(codec: Codec, param: Tensor) -> tuple[int, ...]:
+    """The shape of a slot's primary buffer."""
+    primary, order = codec.buffers[0], memory_order(param)
+    if shaped_like_parameter(primary):
+        return tuple(param.shape)
+    length = codec.length(primary, param.numel())
+    if order is None or list(order) == sorted(order):
+        return (length,)
+    return tuple(length if dim == order[-1] else 1 for dim in range(param.dim()))
+
+
 def flat_buffers(
     codec: Codec, slot: str, state: Mapping[str, Tensor], order: tuple[int, ...] | None
 ) -> dict[str, Tensor]:
     """The buffers of a slot, flat, for a parameter whose memory lies in ``order``; views where possible."""
     return {
         buffer.name: flat_copy(
-            state[buffer_key(codec, slot, buffer)], order if buffer.per_block is None else None
+            state[buffer_key(codec, slot, buffer)], order if shaped_like_parameter(buffer) else None
         )
         for buffer in codec.buffers
     }
@@ -38,8 +58,12 @@ def allocate(codec: Codec, slot: str, param: Tensor) -> dict[str, Tensor]:
     """State of zeros for one slot of ``param``, by key."""
     order = memory_order(param)
     buffers = codec.allocate(param.numel(), param.device)
-    primary = codec.buffers[0].name
-    buffers[primary] = shaped(buffers[primary], tuple(param.shape), order)
+    primary = codec.buffers[0]
+    buffers[primary.name] = (
+        shaped(buffers[primary.name], tuple(param.shape), order)
+        if shaped_like_parameter(primary)
+        else buffers[primary.name].view(primary_shape(codec, param))
+    )
     return {buffer_key(codec, slot, buffer): buffers[buffer.name] for buffer in codec.buffers}
 
 
@@ -65,16 +89,17 @@ def keep(
 def decode(codec: Codec, slot: str, param: Tensor, state: Mapping[str, Tensor]) -> Tensor:
     """The values of one slot of ``param`` as a new fp32 tensor of the parameter's shape."""
     order = memory_order(param)
-    return shaped(codec.load(flat_buffers(codec, slot, state, order)), tuple(param.shape), order).clone()
+    values = codec.load(flat_buffers(codec, slot, state, order), param.numel())
+    return shaped(values, tuple(param.shape), order).clone()
 
 
-def identify(rule: Rule, slot: Slot, state: Mapping[str, Any], numel: int, shape: torch.Size) -> Codec:
+def identify(rule: Rule, slot: Slot, state: Mapping[str, Any], param: Tensor) -> Codec:
     """The codec that the tensors found for ``slot`` belong to; a ``ValueError`` says what does not fit."""
     primary = state.get(slot.name)
     if not isinstance(primary, Tensor):
         found = "nothing" if primary is None else type(primary).__name__
         raise ValueError(  # noqa: TRY004 - what a checkpoint holds, not an argument of the wrong type
-            f"slot {slot.name!r} should be a tensor of shape {tuple(shape)}, found {found}"
+            f"slot {slot.name!r} should be a tensor of shape {tuple(param.shape)}, found {found}"
         )
     others = {key.removeprefix(f"{slot.name}_") for key in _auxiliary(rule, slot) if key in state}
     codec = find_codec(slot.kind, primary.dtype, others)
@@ -85,13 +110,20 @@ def identify(rule: Rule, slot: Slot, state: Mapping[str, Any], numel: int, shape
             f"slot {slot.name!r} has dtype {primary.dtype} with {sorted(others) or 'no'} auxiliary buffers, which is "
             f"none of the known formats ({', '.join(FORMATS)})"
         )
-    if primary.shape != shape:
-        raise ValueError(f"slot {slot.name!r} has shape {tuple(primary.shape)}, the parameter {tuple(shape)}")
+    shape = primary_shape(codec, param)
+    if tuple(primary.shape) != shape:
+        wanted = "" if shape == tuple(param.shape) else f", of which {codec.name} makes {shape}"
+        raise ValueError(
+            f"slot {slot.name!r} has shape {tuple(primary.shape)}, the parameter {tuple(param.shape)}{wanted}"
+        )
     for buffer in codec.buffers[1:]:
-        length, wanted = len(state[buffer_key(codec, slot.name, buffer)]), codec.length(buffer, numel)
-        if length != wanted:
+        length, expected = (
+            len(state[buffer_key(codec, slot.name, buffer)]),
+            codec.length(buffer, param.numel()),
+        )
+        if length != expected:
             raise ValueError(
-                f"{buffer_key(codec, slot.name, buffer)!r} has {length} values, expected {wanted}"
+                f"{buffer_key(codec, slot.name, buffer)!r} has {length} values, expected {expected}"
             )
     return codec
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim.optimizer import ParamsT
 
+from optwatch.codecs import StateFormat
 from optwatch.optim.base import Optimizer
 from optwatch.optim.options import AT_LEAST_0, BETAS, MORE_THAN_0
 from optwatch.rules import RULES
@@ -53,7 +54,7 @@ class SophiaG(Optimizer):
         *,
         bs: int = 5120,
         maximize: bool = False,
-        state: str = "fp32",
+        state: StateFormat = "fp32",
         seed: int = 0,
         backend: str | None = None,
     ) -> None:

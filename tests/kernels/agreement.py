@@ -73,12 +73,17 @@ class Case(NamedTuple):
         return f"{self.rule}-{'+'.join(self.formats)}-{types}"
 
 
+#: Formats that are tried in every combination, one that is exact, one without and one with blocks; as codecs do not
+#: know each other, the others are tried by themselves.
+COMBINED = ("fp32", "bf16", "int8")
+
+
 def every_case(rules: Sequence[str] = ("adamw",)) -> list[Case]:
     """Each rule × format for each slot × element types: of one rule, since rules and codecs do not know each other."""
     return [
         Case(name, formats, param, grad)
         for name in rules
-        for formats in itertools.product(FORMATS, repeat=len(RULES[name].slots))
+        for formats in itertools.product(COMBINED, repeat=len(RULES[name].slots))
         for param in DTYPES
         for grad in DTYPES
     ]
@@ -92,9 +97,16 @@ def few_cases(rules: Sequence[str] = ("adamw",)) -> list[Case]:
 
 
 def runs(name: str, case: Case) -> bool:
-    """Whether backend ``name`` has a kernel for the case's rule; a lacking library is another matter, and fails."""
+    """Whether backend ``name`` has kernels for the case's rule and codecs; a lacking library is another matter."""
     reason = backend(name).why_not(case.spec(), CPU)
-    return reason is None or case.rule not in reason
+    parts = (case.rule, *(codec.name for codec in case.spec().codecs))
+    return reason is None or not any(part in reason for part in parts)
+
+
+def formats(name: str) -> list[str]:
+    """The formats that backend ``name`` has kernels for, with AdamW."""
+    types = (torch.float32, torch.float32)
+    return [fmt for fmt in FORMATS if runs(name, Case("adamw", (fmt, fmt), *types))]
 
 
 def _normal(numel: int, gen: torch.Generator) -> Tensor:
@@ -232,14 +244,14 @@ def compare_tensor(
     ):
         what = f"{label}: {slot.name}"
         primary = codec.buffers[0]
-        if primary.dtype.is_floating_point:
+        if codec.block == 1:
             scale = codec.load(old).abs() + grad.float().abs() ** (
                 2 if slot.kind is Kind.SECOND_MOMENT else 1
             )
             close(codec.load(mine), codec.load(theirs), scale, primary.dtype, what)
             continue
-        codes = [buffers[primary.name].int() for buffers in (mine, theirs)]
-        values = [codec.load(buffers) for buffers in (mine, theirs)]
+        codes = [bits(codec.codes(buffers, len(grad))).int() for buffers in (mine, theirs)]
+        values = [codec.load(buffers, len(grad)) for buffers in (mine, theirs)]
         assert torch.equal(*(v.isfinite() for v in values)), f"{what}: not finite at other places"
         finite = values[0].isfinite()
         apart = (codes[0] - codes[1]).abs()[finite]
@@ -253,7 +265,9 @@ def compare_tensor(
 def _magnitude(spec: PlanSpec, before: PlanTensor, grad: Tensor, scalars: np.ndarray) -> Tensor:
     """The size of what a weight is summed up from; the sum itself may be small because its terms cancel."""
     h = dict(zip(spec.rule.scalars, scalars.tolist(), strict=True))
-    old = [codec.load(buffers).abs() for codec, buffers in zip(spec.codecs, before.slots, strict=True)]
+    old = [
+        codec.load(buffers, len(grad)).abs() for codec, buffers in zip(spec.codecs, before.slots, strict=True)
+    ]
     weight = before.param.float().abs()
     update = spec.rule.step(old, grad.float().abs(), weight, h)[1].abs()
     # Values decoded from codes may differ by 1e-5, ten times what arithmetic may.
@@ -278,7 +292,12 @@ def close(mine: Tensor, theirs: Tensor, scale: Tensor, dtype: torch.dtype, what:
 def _buffers(a: PlanTensor, b: PlanTensor) -> Iterator[tuple[Tensor, Tensor]]:
     for mine, theirs in zip(a.slots, b.slots, strict=True):
         for name in mine:
-            yield mine[name], theirs[name]
+            yield bits(mine[name]), bits(theirs[name])
+
+
+def bits(buffer: Tensor) -> Tensor:
+    """``buffer``, as integers where torch cannot compare its type."""
+    return buffer.view(torch.uint8) if buffer.dtype == torch.float8_e4m3fn else buffer
 
 
 def exact_row(
@@ -287,7 +306,7 @@ def exact_row(
     """Each field of a row in float64, with the sum of magnitudes that its error is measured by."""
     rule, g = spec.rule, grad.double()
     load = [
-        (codec.load(old), codec.load(new))
+        (codec.load(old, len(grad)), codec.load(new, len(grad)))
         for codec, old, new in zip(spec.codecs, before.slots, after.slots, strict=True)
     ]
     single, exact, u, again, error = _exactly(spec, load, before.param, grad, scalars)

@@ -17,6 +17,7 @@ from optwatch.kernels.cpu import CpuPlan
 from optwatch.kernels.cpu.library import ISA_VARIABLE, PATH, Library, library
 from optwatch.metrics.fields import CHEAP_FIELDS, row_fields
 from optwatch.rules import RULES
+from tests.kernels.agreement import formats
 
 pytestmark = pytest.mark.skipif(
     not PATH.exists(), reason="built without a compiler: there is no library to test"
@@ -106,7 +107,7 @@ def same_bits(a: list[Tensor], b: list[Tensor]) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("state", FORMATS)
+@pytest.mark.parametrize("state", formats("cpu"))
 def test_full_statistics_change_no_bit(state: str, dtype: torch.dtype, kind: str) -> None:
     """Watching is free of consequences, and the cheap sums are the same."""
     plain, full = Run(state, dtype).step(kind, full=False), Run(state, dtype).step(kind, full=True)
@@ -117,7 +118,7 @@ def test_full_statistics_change_no_bit(state: str, dtype: torch.dtype, kind: str
         assert not a[:, cheap:].any()
 
 
-@pytest.mark.parametrize("state", FORMATS)
+@pytest.mark.parametrize("state", formats("cpu"))
 def test_the_number_of_threads_changes_no_bit(state: str) -> None:
     """Neither of the state nor of the sums, however the items fall to the threads."""
     runs = []
@@ -130,7 +131,7 @@ def test_the_number_of_threads_changes_no_bit(state: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("state", FORMATS)
+@pytest.mark.parametrize("state", formats("cpu"))
 def test_instruction_sets_agree(state: str, kind: str) -> None:
     """One step of each against the best: weights to the last bits, codes but for a rounding here and there."""
     best = Run(state).step(kind, full=True, steps=1)

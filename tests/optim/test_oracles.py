@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from optwatch import optim
 from optwatch.codecs import FORMATS
 from optwatch.kernels import PlanSpec, backend
+from tests.kernels.agreement import formats
 from tests.optim.training import BACKENDS, assert_same, give_gradients, parameters, train
 
 State = dict[str, Any]
@@ -230,8 +231,20 @@ def test_bf16_parameters_take_the_exact_step(row: Row, name: str) -> None:
         assert_same(ours, [q.to(torch.bfloat16) for q in exact], rtol=2**-7, atol=1e-6)
 
 
-@pytest.mark.parametrize("state", [name for name in FORMATS if name != "fp32"])
-@pytest.mark.parametrize(("row", "name"), ON_BACKENDS)
+#: How much further than a row says the coarser formats may end.
+COARSER = {"int8_dynamic": 1.5, "fp8": 3, "int4": 10}
+
+
+@pytest.mark.parametrize(
+    ("row", "name", "state"),
+    [
+        pytest.param(row, name, state, id=f"{row}-{name}-{state}")
+        for row in ROWS
+        for name in backends_of(row)
+        for state in formats(name)
+        if state != "fp32"
+    ],
+)
 def test_low_bit_state_follows(row: Row, name: str, state: str) -> None:
     """Twenty steps lead almost where exact state leads, and the state takes the bytes that were asked for."""
     low, exact, start = parameters(), parameters(), parameters()
@@ -240,7 +253,7 @@ def test_low_bit_state_follows(row: Row, name: str, state: str) -> None:
     train_folding(row.mine(exact, backend="reference"), exact, range(20))
     off = sum((a - b).square().sum() for a, b in zip(low, exact, strict=True))
     way = sum((a - b).square().sum() for a, b in zip(start, exact, strict=True))
-    assert off <= row.far**2 * way
+    assert off <= min(row.far * COARSER.get(state, 1), 0.2) ** 2 * way
     assert optimizer.state_bytes() == optimizer.expected_state_bytes()
 
 

@@ -2,13 +2,73 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 
 from optwatch.optim import AdamW
+from tests.optim.training import BACKENDS, FORMATS_ON_BACKENDS
 from tests.scenarios import BETA1, BETA2, EPS, SCENARIOS, compare, drift
 
-BACKENDS = ("cpu", "reference")
+
+class Limit(NamedTuple):
+    """How far the update of a format may be from the exact one: nrmse, and the ratios of RMS and largest element."""
+
+    nrmse: float
+    rms: tuple[float, float] = (0.95, 1.05)
+    largest: tuple[float, float] = (0.8, 1.25)
+
+
+#: By format, in the order of SCENARIOS. Those of int4 are below what torchao's AdamW4bit reaches with as many bytes:
+#: 0.335, 1.7, 0.864, 0.911, 0.38 and 0.368.
+LIMITS = {
+    "bf16": [Limit(0.02), Limit(0.02), Limit(0.02), Limit(0.03), Limit(0.03), Limit(0.03)],
+    "int8": [Limit(scenario.limit) for scenario in SCENARIOS.values()],
+    "int8_dynamic": [
+        Limit(0.03),
+        Limit(0.03),
+        Limit(0.25, (0.9, 1.1), (0.8, 1.8)),
+        Limit(1.2, (0.9, 1.8), (0.8, 5.0)),  # it stalls where v falls, but does not explode
+        Limit(0.13),
+        Limit(0.05),
+    ],
+    "fp8": [
+        Limit(0.14),
+        Limit(0.14),
+        Limit(0.24, largest=(0.8, 1.4)),
+        Limit(0.22, largest=(0.8, 1.5)),
+        Limit(0.16),
+        Limit(0.09),
+    ],
+    "int4": [
+        Limit(0.22),
+        Limit(0.22),
+        Limit(0.72, (0.85, 1.05), (0.8, 3.0)),
+        Limit(0.72, (0.85, 1.05), (0.8, 3.0)),
+        Limit(0.34, largest=(0.8, 1.5)),
+        Limit(0.3, largest=(0.8, 1.4)),
+    ],
+}
+
+
+def rows() -> list[object]:
+    """Each format × backend × scenario; those of two peers' formats that take long in the slow runs only."""
+    return [
+        pytest.param(
+            state,
+            backend,
+            name,
+            limit,
+            id=f"{state}-{backend}-{name}",
+            marks=[pytest.mark.slow]
+            if state in {"int8_dynamic", "fp8", "bf16"} and SCENARIOS[name].steps > 1000
+            else [],
+        )
+        for state, backend in FORMATS_ON_BACKENDS
+        if state != "fp32"
+        for name, limit in zip(SCENARIOS, LIMITS[state], strict=True)
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -29,33 +89,46 @@ def make(state: str, backend: str) -> object:
     return optimizer
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_int8_keeps_the_update(name: str, backend: str) -> None:
-    """The update stays within the scenario's error; neither its size nor its largest element explodes."""
-    result = compare(make("int8", backend), SCENARIOS[name])
-    assert result.nrmse <= SCENARIOS[name].limit
-    assert 0.95 < result.rms < 1.05
-    assert 0.8 < result.largest < 1.25
+@pytest.mark.parametrize(("state", "backend", "name", "limit"), rows())
+def test_the_update_is_kept(state: str, backend: str, name: str, limit: Limit) -> None:
+    """It stays within the format's error in the scenario; neither its size nor its largest element explodes."""
+    result = compare(make(state, backend), SCENARIOS[name])
+    assert result.nrmse <= limit.nrmse
+    assert limit.rms[0] < result.rms < limit.rms[1]
+    assert limit.largest[0] < result.largest < limit.largest[1]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("spread", [0.0, 1.5, 3.0, 5.0])
 def test_int8_does_not_bias_a_long_average(spread: float, backend: str) -> None:
     """The mean of stored over exact second moment after 4,000 steps."""
-    assert 0.97 <= drift(make("int8", backend), spread) <= 1.03
+    assert 0.97 <= drift(make("int8", backend), spread).value <= 1.03
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bf16_follows_a_slow_average(backend: str) -> None:
     """Rounded to nearest, a second moment in bf16 would stand still at twice its value."""
-    assert 0.97 <= drift(make("bf16", backend), 1.5) <= 1.03
+    assert 0.97 <= drift(make("bf16", backend), 1.5).value <= 1.03
 
 
-def test_bytes_a_parameter() -> None:
-    """int8 state takes at most 2.05 bytes a parameter, all of it counted."""
-    param = torch.nn.Parameter(torch.zeros(1 << 20))
-    optimizer = AdamW([param], state="int8")
+def test_fp8_follows_a_slow_average() -> None:
+    """Rounded to nearest, as torchao does, a second moment in e4m3 stands still."""
+    assert 0.97 <= drift(make("fp8", "reference"), 0.0).value <= 1.03
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.5])
+def test_int4_does_not_bias_the_squared_update(spread: float) -> None:
+    """With codes far apart, v cannot be unbiased and the update too; it is the update."""
+    assert 0.92 <= drift(make("int4", "reference"), spread).squared_update <= 1.05
+
+
+@pytest.mark.parametrize(
+    ("state", "most"), [("int8", 2.05), ("int8_dynamic", 2.0313), ("fp8", 2.0313), ("int4", 1.0626)]
+)
+def test_bytes_a_parameter(state: str, most: float) -> None:
+    """Both moments, all of it counted but for the step."""
+    param = torch.nn.Parameter(torch.zeros(1 << 18))
+    optimizer = AdamW([param], state=state, backend="reference")
     param.grad = torch.randn_like(param)
     optimizer.step()
-    assert sum(optimizer.state_bytes().values()) / param.numel() <= 2.05
+    assert (sum(optimizer.state_bytes().values()) - 4) / param.numel() <= most

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tests.kernels.agreement import formats
+
 BACKENDS = ("cpu", "reference")
+#: Every format on every backend that has kernels for it.
+FORMATS_ON_BACKENDS = [(fmt, name) for name in BACKENDS for fmt in formats(name)]
 SHAPES = ((64, 80), (5000,), (3,), (), (0,), (100, 100))
 
 

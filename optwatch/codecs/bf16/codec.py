@@ -22,7 +22,7 @@ class Bf16(Codec):
     name = "bf16"
     buffers = (Buffer("values", torch.bfloat16),)
 
-    def load(self, buffers: Mapping[str, Tensor]) -> Tensor:
+    def load(self, buffers: Mapping[str, Tensor], numel: int | None = None) -> Tensor:
         """The values, widened."""
         return buffers["values"].float()
 

@@ -16,7 +16,7 @@ class Fp32(Codec):
     name = "fp32"
     buffers = (Buffer("values", torch.float32),)
 
-    def load(self, buffers: Mapping[str, Tensor]) -> Tensor:
+    def load(self, buffers: Mapping[str, Tensor], numel: int | None = None) -> Tensor:
         """The values themselves; the caller must not write into them."""
         return buffers["values"]
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from optwatch.codecs.base import Buffer, Codec, Kind, blocks
 
 SMALLEST = torch.finfo(torch.float32).tiny  # 2**-126: smaller magnitudes are not told apart
+LARGEST = torch.finfo(torch.float32).max
 SMALLEST_STEP = 2.0**-12  # octaves; finer grids would drown in the rounding of fp32 logarithms
 WIDEST_RANGE = 2.0**126  # largest over smallest value of a block, so that 2**(code * step) stays finite
 UNIT = 1 / 127**3
@@ -42,7 +43,7 @@ class Int8Cubic(Codec):
     block = 128
     buffers = (Buffer("codes", torch.int8), Buffer("scale", torch.bfloat16, per_block=1))
 
-    def load(self, buffers: Mapping[str, Tensor]) -> Tensor:
+    def load(self, buffers: Mapping[str, Tensor], numel: int | None = None) -> Tensor:
         """Decode."""
         codes = buffers["codes"]
         cubes = blocks(codes, self.block).float() ** 3
@@ -80,13 +81,13 @@ class Int8Log(Codec):
     stochastic = True
     buffers = (Buffer("codes", torch.uint8), Buffer("grid", torch.float32, per_block=2))
 
-    def load(self, buffers: Mapping[str, Tensor]) -> Tensor:
+    def load(self, buffers: Mapping[str, Tensor], numel: int | None = None) -> Tensor:
         """Decode."""
         codes = buffers["codes"]
         lowest, step = (column[:, None] for column in buffers["grid"].view(-1, 2).unbind(1))
         code = blocks(codes, self.block).float()
         values = torch.where(code > 0, lowest * torch.exp2((code - 1) * step), 0.0)
-        return values.view(-1)[: len(codes)]
+        return values.clamp(max=LARGEST).view(-1)[: len(codes)]  # the last bits may go beyond it
 
     def store(self, values: Tensor, buffers: Mapping[str, Tensor], random: Tensor | None = None) -> Tensor:
         """Encode, rounding stochastically to one of the two neighbours."""

@@ -1,0 +1,1 @@
+"""Half a byte an element: powers for signed slots, logarithms for second moments."""

@@ -1,0 +1,1 @@
+"""One byte an element with the dynamic map of bitsandbytes and torchao: for their checkpoints."""
