@@ -2,6 +2,8 @@
 #pragma once
 
 #include "optwatch/kernels/cpu/elementwise.h"
+#include "optwatch/rules/adam/cpu.h"
+#include "optwatch/rules/adamw/cpu.h"
 
 namespace optwatch::OPTWATCH_ISA {
 
@@ -9,9 +11,7 @@ struct AMSGradW : Decoupled {
   static constexpr int kSlots = 3;
   static constexpr bool kSecondMoment[] = {false, true, true};
   static constexpr bool kAgain = false;
-  struct Scalars {
-    float grad_scale, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, inv_sqrt_bc2, decay;
-  };
+  using Scalars = AdamW::Scalars;
 
   template <int k, class H>
   OPTWATCH_INLINE static Floats<k> advance(Floats<k>* s, const Floats<k>& g, const H& h) {
@@ -36,9 +36,7 @@ struct AMSGrad : Coupled {
   static constexpr int kSlots = 3;
   static constexpr bool kSecondMoment[] = {false, true, true};
   static constexpr bool kAgain = false;
-  struct Scalars {
-    float grad_scale, l2, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, inv_sqrt_bc2;
-  };
+  using Scalars = Adam::Scalars;
 
   template <int k>
   OPTWATCH_INLINE static Floats<k> step(Floats<k>* s, const Floats<k>& grad, const Floats<k>& weight,
