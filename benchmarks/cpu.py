@@ -3,9 +3,9 @@
     python -m benchmarks.cpu [--only NAME ...] [--processes 5] [--quick] [--output DIRECTORY]
 
 Every case is timed as a pair in one process (see `benchmarks.cpu_cases`), in several processes one after another, once
-with the best instruction set and once with ours held to AVX2 (torch keeps its best). The figure is the median over the
-processes: torch's own fused step settles at one speed or another when a process starts, and stays there. The cases go
-round in turn, so that the processes of one case lie minutes apart.
+with the best instruction set and, the main cases, once with ours held to AVX2 (torch keeps its best). The figure is the
+median over the processes: torch's own fused step settles at one speed or another when a process starts, and stays there.
+The cases go round in turn, so that the processes of one case lie minutes apart.
 
 A whole run is written to ``results/cpu.json`` (every sample) and ``results/cpu.md``; one with ``--only`` or ``--quick``
 is written only where ``--output`` says. Reaching a target or not changes nothing about the exit code.
@@ -77,7 +77,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     isas = instruction_sets()
     cases = [case for case in CASES if options.only is None or case.name in options.only]
     missing = {case.name: reason for case in cases if (reason := why_not(case))}
-    rows = [(case, isa) for case in cases for isa in isas]
+    rows = [(case, isa) for case in cases for isa in (isas if case.narrow else isas[:1])]
     samples: dict[tuple[str, str], list[dict[str, Any]]] = {(case.name, isa): [] for case, isa in rows}
     failed: dict[tuple[str, str], str] = {}
     started = time.monotonic()
