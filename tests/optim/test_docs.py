@@ -10,20 +10,22 @@ import torch
 from torch import nn
 
 from optwatch import optim
+from optwatch.codecs import FORMATS
 
+TABLE = re.compile(r"^\| optimizer \| slots \| (.*?) \|\n\|[-|]*\n((?:\|.*\n)*)", re.MULTILINE)
+FOUND = TABLE.search((Path(__file__).parents[2] / "docs" / "optimizers.md").read_text())
+assert FOUND
+CELLS = [[cell.strip() for cell in line.strip("|").split("|")] for line in FOUND[2].splitlines()]
 ROWS = [
-    (call, slots, dict(zip(("fp32", "bf16", "int8"), map(float, figures), strict=True)))
-    for calls, slots, *figures in re.findall(
-        r"^\| (`\w.*?`) \| ([\w, ]*)\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
-        (Path(__file__).parents[2] / "docs" / "optimizers.md").read_text(),
-        re.MULTILINE,
-    )
+    (call, slots, dict(zip(FOUND[1].split(" | "), map(float, figures), strict=True)))
+    for calls, slots, *figures in CELLS
     for call in re.findall(r"`(.*?)`", calls)
 ]
 
 
 def test_every_optimizer_is_there() -> None:
-    """Each class has a row at least."""
+    """Each class has a row at least, and each format a column."""
+    assert all(list(figures) == list(FORMATS) for _, _, figures in ROWS)
     exported = {name: getattr(optim, name) for name in optim.__all__}
     classes = {
         n for n, kind in exported.items() if isinstance(kind, type) and issubclass(kind, optim.Optimizer)
