@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-WIDTH, ROW, LEFT, TOP = 760, 44, 150, 30
+WIDTH, ROW, LEFT, TOP = 840, 44, 150, 30
 LOWEST, HIGHEST = 1e-3, 100.0  # of the axis, logarithmic
 COLOURS = ("#7f7f7f", "#9c755f", "#1f77b4", "#17a2b8", "#9467bd", "#2ca02c")  # own formats
 PEERS = ("#d62728", "#ff7f0e", "#e377c2", "#8c564b", "#bcbd22")
