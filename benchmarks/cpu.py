@@ -4,8 +4,8 @@
 
 Every case is timed as a pair in one process (see `benchmarks.cpu_cases`), in several processes one after another, once
 with the best instruction set and, the main cases, once with ours held to AVX2 (torch keeps its best). The figure is the
-median over the processes: torch's own fused step settles at one speed or another when a process starts, and stays there.
-The cases go round in turn, so that the processes of one case lie minutes apart.
+median over the processes: torch's own fused step settles at one speed or another when a process starts, and stays
+there. The cases go round in turn, so that the processes of one case lie minutes apart.
 
 A whole run is written to ``results/cpu.json`` (every sample) and ``results/cpu.md``; one with ``--only`` or ``--quick``
 is written only where ``--output`` says. Reaching a target or not changes nothing about the exit code.
