@@ -167,7 +167,7 @@ class Binding:
         """The gradients as the plan wants them; raises :class:`Stale` if it was bound for others."""
         grads: list[Tensor | None] = list(map(_GRAD, self.params))
         given = [grad for grad in grads if grad is not None]
-        if any(dtype is not self.spec.grad_dtype for dtype in map(_DTYPE, given)):
+        if not {self.spec.grad_dtype}.issuperset(map(_DTYPE, given)):
             raise Stale
         if not (self._plain and all(map(_CONTIGUOUS, given))):
             grads = [

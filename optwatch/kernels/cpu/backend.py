@@ -97,7 +97,11 @@ class CpuPlan:
                 f"expected {len(self.tensors)} gradients, scalars {self._shapes[0]} and keys {self._shapes[1]}, "
                 f"got {len(grads)}, {scalars.shape} and {keys.shape}"
             )
-        addresses = array("Q", [0 if grad is None else grad.data_ptr() for grad in grads])
+        given = [grad for grad in grads if grad is not None]
+        if len(given) == len(grads):  # the same as below, in half the time
+            addresses = array("Q", map(torch.Tensor.data_ptr, given))
+        else:
+            addresses = array("Q", [0 if grad is None else grad.data_ptr() for grad in grads])
         scalars = np.ascontiguousarray(scalars, np.float32)
         keys = np.ascontiguousarray(keys, np.uint32)
         self._turn ^= 1

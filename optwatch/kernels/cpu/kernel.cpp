@@ -200,9 +200,13 @@ void step_padded(const Tables& t, const Work& work, Block b, Arrays& a, double* 
 void run(const Tables& t, const Work& work) {
   Arrays arrays;
   const Tensor& tensor = *work.tensor;
-  for (int64_t first = work.start; first < work.stop; first += kBlock) {
-    Block b;
+  bool elementwise = true;
+  for (int s = 0; s < t.rule->slots; s++) elementwise &= t.codecs[s]->block == kBlock;
+  Block b;
+  for (int64_t first = work.start; first < work.stop; first += b.n) {
     b.n = static_cast<int>(work.stop - first < kBlock ? work.stop - first : kBlock);
+    // Copies for padding are for the last few elements only, where no codec minds another block.
+    if (elementwise && b.n > kPad) b.n -= b.n % kPad;
     b.ahead = work.stop - first >= 2 * kBlock;
     b.param = tensor.param + first * t.param->bytes;
     b.grad = work.grad + first * t.grad->bytes;
