@@ -14,7 +14,7 @@ from torch import Tensor
 from optwatch.kernels import PlanSpec, PlanTensor, choose_backend
 from optwatch.kernels.random import keys
 from optwatch.optim.layout import flat, flat_copy, memory_order
-from optwatch.optim.slots import buffer_key, flat_buffers, shaped_like_parameter
+from optwatch.optim.slots import buffer_key, flat_buffers, lay_out, shaped_like_parameter
 from optwatch.optim.stats import PlanStats, StatsLayout
 
 State = MutableMapping[str, Any]
@@ -81,10 +81,8 @@ class Binding:
         param, order = self.params[i], self._orders[i]
         slots = []
         for slot, codec in zip(self.spec.rule.slots, self.spec.codecs, strict=True):
-            for buffer in codec.buffers:
-                key = buffer_key(codec, slot.name, buffer)
-                if shaped_like_parameter(buffer) and flat(state[key], order) is None:
-                    state[key] = torch.empty_like(param, dtype=buffer.dtype).copy_(state[key])
+            if shaped_like_parameter(codec.buffers[0]) and flat(state[slot.name], order) is None:
+                state.update(lay_out(codec, slot.name, param, state))
             slots.append(flat_buffers(codec, slot.name, state, order))
         weight = self._copies[i] if i in self._copies else flat(param.detach(), order)
         assert weight is not None

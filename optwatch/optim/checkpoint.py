@@ -168,9 +168,7 @@ class _Parameter:
         """The saved values in the wanted format."""
         device = self.param.device
         buffers = {key: value.to(device) for key, value in saved.items() if isinstance(value, Tensor)}
-        # Decode in the order that the saved codes lie in, which need not be the parameter's.
-        like = buffers[slot] if shaped_like_parameter(codec.buffers[0]) else self.param
-        values = decode(codec, slot, like, buffers)
+        values = decode(codec, slot, self.param, buffers)
         random = None
         if wanted.stochastic:
             key = keys(

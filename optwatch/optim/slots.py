@@ -72,8 +72,17 @@ def begin(codec: Codec, slot: str, param: Tensor, value: float) -> dict[str, Ten
     if not value or not param.numel():
         return allocate(codec, slot, param)
     values = torch.full_like(param, value, dtype=torch.float32, requires_grad=False)
-    nearest = torch.full((param.numel(),), 32768.0, device=param.device) if codec.stochastic else None
-    return keep(codec, slot, param, values, nearest)
+    return keep(codec, slot, param, values, _even_chance(codec, param))
+
+
+def lay_out(codec: Codec, slot: str, param: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same slot stored anew in the memory order that ``param`` has now, by key."""
+    return keep(codec, slot, param, decode(codec, slot, param, state), _even_chance(codec, param))
+
+
+def _even_chance(codec: Codec, param: Tensor) -> Tensor | None:
+    """Random numbers that make a stochastic codec round to nearest."""
+    return torch.full((param.numel(),), 32768.0, device=param.device) if codec.stochastic else None
 
 
 def keep(
@@ -87,8 +96,11 @@ def keep(
 
 
 def decode(codec: Codec, slot: str, param: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """The values of one slot of ``param`` as a new fp32 tensor of the parameter's shape."""
-    order = memory_order(param)
+    """The values of one slot of ``param`` as a new fp32 tensor of the parameter's shape.
+
+    Blocks follow the memory of the state, which is another than the parameter's after a change of memory format.
+    """
+    order = memory_order(state[slot] if shaped_like_parameter(codec.buffers[0]) else param)
     values = codec.load(flat_buffers(codec, slot, state, order), param.numel())
     return shaped(values, tuple(param.shape), order).clone()
 

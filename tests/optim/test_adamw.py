@@ -284,6 +284,25 @@ class TestDropIn:
         assert torch.equal(old, kept)
         assert not torch.equal(param.data, kept)
 
+    @pytest.mark.parametrize("state", ["fp32", "bf16", "int8"])
+    def test_a_change_of_memory_format_keeps_the_state(self, state: str) -> None:
+        """Blocks follow the memory, so state in blocks is stored anew when a model becomes channels_last."""
+        param = nn.Parameter(torch.randn(8, 64, 3, 3) * torch.logspace(-3, 3, 8).view(8, 1, 1, 1))
+        optimizer = AdamW([param], state=state, betas=(0.9, 0.9))
+        for scale in torch.logspace(-2, 2, 3):
+            param.grad = scale * param.detach().clone()
+            optimizer.step()
+        before = optimizer.dequantized_state(param)
+        param.data = param.data.to(memory_format=torch.channels_last)
+        for name, values in optimizer.dequantized_state(param).items():
+            assert torch.equal(values, before[name])
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+        for name, values in optimizer.dequantized_state(param).items():
+            error = (values - 0.9 * before[name]).norm() / before[name].norm()
+            assert error < 0.03, f"{name} is off by {error:.3f}"
+        assert optimizer.state[param]["exp_avg"].is_contiguous(memory_format=torch.channels_last)
+
     def test_a_gradient_of_another_dtype_steps_nothing_twice(self) -> None:
         """One plan finds that it must be bound anew: the plan before it has not run yet."""
         params = [nn.Parameter(torch.ones(5000)), nn.Parameter(torch.ones(5000, dtype=torch.bfloat16))]
