@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=kind, default=default, help=f"{text} (default: %(default)s)")
     options = parser.parse_args(arguments)
+    if not 0 <= options.port <= 65535:
+        parser.error(f"--port {options.port}: expected a number of 0 to 65535; 0 takes any free port")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     if options.nice:
         with contextlib.suppress(OSError):
