@@ -12,6 +12,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # One set of pins for everything that is installed here, the build's own requirements included (hence no isolation).
 PINS   := --quiet --constraint constraints.txt
 NATIVE := $(shell find csrc optwatch -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt 2>/dev/null)
+WORKERS := --numprocesses=auto --maxprocesses=8 --dist=loadfile
 PYTEST := $(BIN)/python -P -m pytest
 ifeq ($(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null),False)
 PYTEST := $(BIN)/pytest
@@ -53,12 +54,12 @@ demo: $(VENV)/.demo ## train a small transformer for two minutes and watch it li
 
 .PHONY: test
 test: $(VENV)/.test ## the tests that need nothing but this machine (minutes)
-	$(PYTEST) -m "not slow and not integration" $(TESTS)
+	$(PYTEST) $(WORKERS) -m "not slow and not integration" $(TESTS)
 
 .PHONY: test-all
 test-all: $(VENV)/.test ## every test, also those against a real Prometheus
 	tests/install-debian-packages
-	$(PYTEST) $(TESTS)
+	$(PYTEST) $(WORKERS) $(TESTS)
 
 # ---- what a developer does -------------------------------------------------------------------------------------
 

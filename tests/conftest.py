@@ -24,6 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
     os.environ["OPTWATCH_DIR"] = directory
     os.environ["PATH"] += os.pathsep + str(ROOT / ".tools" / "usr" / "bin")
+    if hasattr(config, "workerinput"):
+        # One thread a worker: OpenMP's threads spin while they wait, and two teams on the same cores hold each other
+        # up for milliseconds at every barrier. Tests of threads ask for theirs.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -58,9 +62,20 @@ def _judge_skip(nodeid: str, longrepr: object) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Fail the session for them."""
-    if _refused_skips and os.environ.get("CI") == "true":
+    """Fail the session for them; a worker hands its own to the process that started it."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["refused_skips"] = _refused_skips
+    elif _refused_skips and os.environ.get("CI") == "true":
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    """Take over what a worker refused: skipped modules are reported to the worker only."""
+    known = set(_refused_skips)
+    _refused_skips.extend(
+        s for s in getattr(node, "workeroutput", {}).get("refused_skips", ()) if s not in known
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -17,15 +17,16 @@ def test_passes(): pass
 """
 SKIP = "def test_skips(): pytest.skip({reason!r})"
 MODULE = "pytest.skip({reason!r}, allow_module_level=True)"
+WORKER = ("-n1",)
 GPU = "@pytest.mark.gpu\ndef test_on_a_gpu(): assert not 'run'"
 
 
-def run(directory: Path, extra: str, ci: str) -> subprocess.CompletedProcess[str]:
+def run(directory: Path, extra: str, ci: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a small suite under this suite's conftest."""
     shutil.copy(Path(__file__).with_name("conftest.py"), directory)
     (directory / "pytest.ini").write_text("[pytest]\nmarkers =\n  gpu: needs a GPU\n")
     (directory / "test_it.py").write_text(SUITE.format(extra=extra))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(directory)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(directory)]
     # No GPU is visible, so that the outcome is the same on every machine.
     environment = {**os.environ, "CI": ci, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
@@ -34,18 +35,22 @@ def run(directory: Path, extra: str, ci: str) -> subprocess.CompletedProcess[str
 
 
 @pytest.mark.parametrize(
-    ("extra", "ci", "code"),
+    ("extra", "ci", "code", "options"),
     [
-        ("", "true", 0),
-        (SKIP.format(reason="prometheus is not installed"), "true", 1),
-        (SKIP.format(reason="prometheus is not installed"), "", 0),
-        (MODULE.format(reason="prometheus is not installed"), "true", 1),
-        (SKIP.format(reason="platform: this processor has no AVX-512"), "true", 0),
-        (GPU, "true", 0),
+        ("", "true", 0, ()),
+        (SKIP.format(reason="prometheus is not installed"), "true", 1, ()),
+        (SKIP.format(reason="prometheus is not installed"), "true", 1, WORKER),
+        (SKIP.format(reason="prometheus is not installed"), "", 0, ()),
+        (MODULE.format(reason="prometheus is not installed"), "true", 1, ()),
+        (MODULE.format(reason="prometheus is not installed"), "true", 1, WORKER),
+        (SKIP.format(reason="platform: this processor has no AVX-512"), "true", 0, ()),
+        (GPU, "true", 0, ()),
     ],
 )
-def test_a_skip_in_ci_is_a_failure(tmp_path: Path, extra: str, ci: str, code: int) -> None:
+def test_a_skip_in_ci_is_a_failure(
+    tmp_path: Path, extra: str, ci: str, code: int, options: tuple[str, ...]
+) -> None:
     """Unless the machine itself cannot have what is missing; GPU tests are deselected without a GPU."""
-    result = run(tmp_path, extra, ci)
+    result = run(tmp_path, extra, ci, *options)
     assert result.returncode == code, result.stdout
     assert ("prometheus is not installed" in result.stdout.partition("CI counts as failed")[2]) == bool(code)
