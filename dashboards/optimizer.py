@@ -22,7 +22,14 @@ ROWS = (
 )
 
 #: Metrics that are on no panel, each with its reason.
-EXEMPT: dict[str, str] = {}
+EXEMPT: dict[str, str] = {
+    "optwatch.scalar": "its names are the training loop's own: a panel of them is made by hand",
+    "optwatch.training.tokens": "not every loop counts them: a panel without data would be no use",
+    "optwatch.training.samples": "not every loop counts them: a panel without data would be no use",
+    "optwatch.events": "annotations show when something happened better than a panel does",
+    "optwatch.last_event_timestamp": "annotations show when something happened better than a panel does",
+    "optwatch.host_memory.peak": "for the gate; the panel of resident memory shows it as it grows",
+}
 
 #: Variable -> the query that lists its values; each narrows the next.
 VARIABLES = {

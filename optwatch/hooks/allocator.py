@@ -26,14 +26,24 @@ class Allocator:
     table: Table | None = None
 
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
-        devices = {parameter.device for parameter in parameters if parameter.device.type == "cuda"}
-        self._devices = {_uuid(device): device for device in sorted(devices, key=str)}
+        self._devices: dict[str, torch.device] = {}
         self._stats: dict[str, Mapping[str, int]] = {}
+        self.add(parameters)
+
+    def add(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Watch the devices of these, too."""
+        devices = {parameter.device for parameter in parameters if parameter.device.type == "cuda"}
+        self._devices |= {_uuid(device): device for device in sorted(devices, key=str)}
         self.read()
 
-    def read(self) -> None:
-        """Take the figures anew; some fifty microseconds a device, so not for every step."""
+    def read(self) -> int:
+        """Take the figures anew; some fifty microseconds a device, so not for every step.
+
+        Returns the number of allocations that have failed since the last time.
+        """
+        before = self._failures()
         self._stats = {uuid: torch.cuda.memory_stats(device) for uuid, device in self._devices.items()}
+        return sum(count - before[uuid] for uuid, count in self._failures().items() if uuid in before)
 
     def gauges(self) -> Sequence[tuple[Series, float]]:
         """Bytes, by device."""
@@ -50,6 +60,9 @@ class Allocator:
     def infos(self) -> Sequence[Series]:
         """None."""
         return []
+
+    def _failures(self) -> dict[str, int]:
+        return {uuid: stats.get(COUNTERS["ooms"], 0) for uuid, stats in self._stats.items()}
 
     def _values(self, keys: Mapping[str, str]) -> list[tuple[Series, float]]:
         return [

@@ -19,7 +19,7 @@ from optwatch.board import Histogram, Series, Table, TensorInfo
 from optwatch.board.writer import Values
 from optwatch.hooks.publisher import histogram
 from optwatch.hooks.transfer import Rows, Transfer
-from optwatch.metrics.fields import CHEAP_FIELDS, row_fields, row_length
+from optwatch.metrics.fields import CHEAP_FIELDS, maximum_columns, row_fields, row_length
 from optwatch.optim import Optimizer, StatsLayout, StepStats
 from optwatch.optim.base import count_state_bytes
 
@@ -34,6 +34,8 @@ _NONFINITE = CHEAP_FIELDS.index("nonfinite")
 Publish = Callable[["Probe", "Values | None", int], None]
 #: Gives the name and the group of each parameter of an optimizer.
 Naming = Callable[[torch.optim.Optimizer], "tuple[Sequence[str], Sequence[str]]"]
+#: Gives the number of ranks that hold the same piece of a tensor.
+Replicas = Callable[[torch.Tensor], int]
 
 
 class Probe:
@@ -44,7 +46,8 @@ class Probe:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, name: str, naming: Naming, every: int, replicas: int,
+        self, optimizer: torch.optim.Optimizer, name: str, naming: Naming, every: int,
+        replicas: Replicas,
         publish: Publish, changed: Callable[[], None], guard: Guard,
     ) -> None:  # fmt: skip
         self.name = name
@@ -54,12 +57,16 @@ class Probe:
         self._publish, self._changed = publish, changed
         self._layouts: tuple[StatsLayout, ...] = ()
         self._offsets: dict[int, int] = {}  # first row of each layout, by identity
+        self._share: Values | None = None  # of each row, where tensors differ in their replicas
         self._transfer = Transfer()
         self._duration = histogram("optwatch.optimizer_step_duration")
         self._bytes: SeriesValues = []
         self._gradients: SeriesValues = []
         self._rates: SeriesValues = []
-        self._steps = self._skipped = self._nonfinite = 0.0
+        self._steps = self.skipped = (
+            0  # calls of step(), and those of them and of a scaler's that updated nothing
+        )
+        self._nonfinite = 0.0
         self._started = math.nan
         self._stats: StepStats | None = None
         self.overhead = 0.0  # seconds that this probe took from the training loop
@@ -67,9 +74,28 @@ class Probe:
             optimizer.register_step_pre_hook(guard(self._before)).remove,
             optimizer.register_step_post_hook(guard(self._after)).remove,
         ]
+        self._unsubscribe: Callable[[], None] = lambda: None
         if isinstance(optimizer, Optimizer):
-            self._unhook.append(optimizer.subscribe(guard(self._receive), every))
+            self._unsubscribe = optimizer.subscribe(guard(self._receive), every)
         self._describe(optimizer)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the optimizer still exists."""
+        return self._optimizer() is not None
+
+    @property
+    def steps(self) -> int:
+        """Calls of ``step()`` so far."""
+        return self._steps
+
+    def skip(self) -> None:
+        """Count a step that a gradient scaler left out."""
+        self.skipped += 1
+
+    def rates(self) -> list[float]:
+        """The learning rates of the parameter groups at the newest step."""
+        return [rate for _, rate in self._rates]
 
     # --- what the training loop calls ------------------------------------------------------------------------------
 
@@ -90,7 +116,7 @@ class Probe:
         if stats is None:
             if self._steps % self._every == 1 % self._every:
                 self._describe(optimizer)
-            self._publish(self, None, int(self._steps))
+            self._publish(self, None, self._steps)
         else:
             self._take(optimizer, stats)
         self._read_rates(optimizer)
@@ -99,7 +125,7 @@ class Probe:
     def _take(self, optimizer: torch.optim.Optimizer, stats: StepStats) -> None:
         """Start the rows on their way and publish those that have arrived."""
         if not stats.plans:
-            self._skipped += 1
+            self.skipped += 1
         changed = stats.layouts != self._layouts
         if changed:
             self._layouts = stats.layouts
@@ -126,6 +152,9 @@ class Probe:
             else:
                 place[:] = values[:, :width]
         self._nonfinite += table[:, _NONFINITE].sum()
+        if self._share is not None:
+            summed = ~maximum_columns(len(self.table.slots))[:width]
+            table[:, summed] *= self._share
         self._publish(self, table, rows.step)
 
     # --- what the publisher reads ----------------------------------------------------------------------------------
@@ -136,7 +165,7 @@ class Probe:
 
     def counters(self) -> Sequence[tuple[Series, float]]:
         """Steps, steps without an update, non-finite gradient elements."""
-        return self._counters_of(self._steps, self._skipped, self._nonfinite)
+        return self._counters_of(self._steps, self.skipped, self._nonfinite)
 
     def histograms(self) -> Sequence[tuple[Series, Histogram]]:
         """The time inside step()."""
@@ -162,8 +191,13 @@ class Probe:
         }
         return [Series("optwatch.optimizer", {"optimizer": self.name, **labels})]
 
+    def unsubscribe(self) -> None:
+        """Have no more statistics summed. Unlike `close` this may be called from a hook of the optimizer."""
+        self._unsubscribe()
+
     def close(self) -> None:
         """Hear of no more steps."""
+        self._unsubscribe()
         for unhook in self._unhook:
             unhook()
 
@@ -201,9 +235,24 @@ class Probe:
                 for layout in self._layouts
                 for index, numel in zip(layout.indices, layout.numel, strict=True)
             ),
-            replicas=self._replicas,
+            replicas=self._share_replicas(optimizer),
         )
         self._changed()
+
+    def _share_replicas(self, optimizer: torch.optim.Optimizer) -> int:
+        """The number by which sums over ranks of every row are to be divided.
+
+        Where tensors differ in it (a part of the model is sharded, another copied), the rows of those with more
+        copies are made smaller for it beforehand.
+        """
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        copies = np.array(
+            [self._replicas(params[index]) for layout in self._layouts for index in layout.indices],
+            np.float64,
+        )
+        least = int(copies.min())
+        self._share = None if (copies == least).all() else least / copies[:, None]
+        return least
 
     def _describe(self, optimizer: torch.optim.Optimizer) -> None:
         """Count the bytes anew. Those of own optimizers change only with the layout, which every step checks."""

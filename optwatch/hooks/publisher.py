@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -51,6 +52,8 @@ class Publisher:
         self._sources: list[Source] = []
         self._writer: BoardWriter | None = None
         self._stale = True
+        self._newest = -1, time.time()  # step and its time
+        self._guard = threading.RLock()  # a checkpoint may be written by another thread
 
     def add(self, source: Source) -> None:
         """Publish what ``source`` has from the next record on."""
@@ -91,13 +94,23 @@ class Publisher:
 
     def publish(self, step: int, rows: Mapping[int, Values]) -> None:
         """Append a record. ``rows`` maps the ``id`` of a source to the rows of its table."""
+        with self._guard:
+            self._newest = step, time.time()
+            self._append(rows)
+
+    def refresh(self) -> None:
+        """Publish what has changed since the newest step, without making it look any newer."""
+        with self._guard:
+            if self._writer is not None:
+                self._append({})
+
+    def _append(self, rows: Mapping[int, Values]) -> None:
         if self._stale:
             self.open()
         assert self._writer is not None
         tables = [rows.get(id(s)) for s in self._sources if s.table is not None]
         self._writer.publish(
-            step,
-            time.time(),
+            *self._newest,
             np.array([value for s in self._sources for _, value in s.gauges()], np.float64),
             apply_folds(self._folds, tables),
             np.array([value for s in self._sources for _, value in s.counters()], np.float64),

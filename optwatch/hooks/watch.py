@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import sys
 import threading
@@ -12,16 +13,20 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 import torch
 
-from optwatch.board import BoardError, Histogram, Series, Table, board_directory
+from optwatch.board import BoardError, board_directory
 from optwatch.board.writer import Values
 from optwatch.hooks.allocator import Allocator
+from optwatch.hooks.context import Context
 from optwatch.hooks.groups import by_depth, parameter_names
 from optwatch.hooks.launch import ensure_agent, find_agent
+from optwatch.hooks.occurrences import Occurrences
 from optwatch.hooks.probe import Probe
-from optwatch.hooks.publisher import Publisher, histogram
+from optwatch.hooks.publisher import Publisher
+from optwatch.hooks.replicas import model_replicas, tensor_replicas
 from optwatch.hooks.run import run_facts
 
 #: One of so many steps sums the full statistics. Such a step takes about half as long again on a CPU, so one in
@@ -31,6 +36,16 @@ DEFAULT_EVERY = 50
 #: Seconds between two looks whether the agent still runs.
 AGENT_CHECK = 5.0
 
+_newest: Watch | None = None
+
+
+def _say(message: str) -> None:
+    # A filter may turn warnings into errors: then this one goes to stderr.
+    try:
+        warnings.warn(f"optwatch: {message}", RuntimeWarning, stacklevel=4)
+    except RuntimeWarning:
+        sys.stderr.write(f"optwatch: {message}\n")
+
 
 def watch(
     optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
@@ -38,7 +53,7 @@ def watch(
     *,
     run_id: str | None = None,
     every: int = DEFAULT_EVERY,
-    replicas: int = 1,
+    replicas: int | None = None,
     directory: str | os.PathLike[str] | None = None,
     agent: bool = True,
 ) -> Watch:
@@ -49,7 +64,8 @@ def watch(
         model: gives the tensors their names, and through them their groups (by depth).
         run_id: names the run on every series; the same on all ranks. By default the launcher's, else made up.
         every: one of so many steps sums the full statistics; all sum norms of gradient and update.
-        replicas: the number of ranks that hold the same tensors, by which sums over ranks are to be divided.
+        replicas: the number of ranks that hold the same tensors, by which sums over ranks are to be divided; by
+            default what the placement of DTensors says, else the ranks of a DistributedDataParallel model, else 1.
         directory: where the board lies; by default in shared memory, private to the user.
         agent: whether to start the node's agent if none runs.
 
@@ -59,86 +75,129 @@ def watch(
 
     Nothing raises after this has returned: what goes wrong in watching ends in one warning, and training goes on.
     """
-    optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else list(optimizer)
-    for one in optimizers:
-        if not isinstance(one, torch.optim.Optimizer):
-            raise TypeError(f"watch() takes a torch.optim.Optimizer or several, got {type(one).__name__}")
-    for name, value in (("every", every), ("replicas", replicas)):
+    single = isinstance(optimizer, torch.optim.Optimizer) or not isinstance(optimizer, Iterable)
+    optimizers = [unwrapped(one) for one in ([optimizer] if single else cast("Iterable[object]", optimizer))]
+    for name, value in (("every", every), ("replicas", replicas or 1)):
         if value < 1 or value != int(value):
             raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
-    facts = {**run_facts(run_id), "replicas": replicas}
-    return Watch(optimizers, model, facts, every, replicas, directory, agent)
+    facts = run_facts(run_id)
+    return begin(optimizers, model, facts, every, replicas, directory, agent)
+
+
+def begin(
+    optimizers: Sequence[torch.optim.Optimizer], model: torch.nn.Module | None, facts: Mapping[str, object], every: int,
+    replicas: int | None, directory: str | os.PathLike[str] | None, agent: bool, say: Callable[[str], None] = _say,
+) -> Watch:  # fmt: skip
+    """Make the watch that :func:`current` then returns; ``say`` is told in a line what goes wrong."""
+    global _newest
+    facts = {**facts, "replicas": replicas or model_replicas(model)}
+    made = Watch(model, facts, every, replicas, directory, say)
+    made.add(*optimizers)
+    made.start(agent)
+    _newest = made
+    return made
+
+
+def current() -> Watch | None:
+    """The newest watch of this process that is still publishing."""
+    return _newest if _newest is not None and _newest.active else None
 
 
 class Watch:
     """A watched training loop; a context manager. Made by :func:`watch`."""
 
     def __init__(
-        self, optimizers: Sequence[torch.optim.Optimizer], model: torch.nn.Module | None, facts: Mapping[str, object],
-        every: int, replicas: int, directory: str | os.PathLike[str] | None, agent: bool,
+        self, model: torch.nn.Module | None, facts: Mapping[str, object], every: int, replicas: int | None,
+        directory: str | os.PathLike[str] | None, say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.run_id, self.rank = str(facts["run_id"]), int(str(facts["rank"]))
-        self._pid, self._every = os.getpid(), every
+        self._pid, self._every, self._replicas = os.getpid(), every, replicas
+        self._model = weakref.ref(model) if model is not None else lambda: None
         self._closed = threading.Event()
-        self._warned: set[str] = set()
+        self._say, self._said = say, set[str]()
         self._publisher: Publisher | None = None
         self._directory: Path | None = None
-        self._loop = _Loop()
+        self._spent = 0.0  # seconds that went into log() and into probes that are gone
+        self._context = Context(self._changed)
+        self._allocator = Allocator(())
         self._probes: list[Probe] = []
+        self._occurrences: dict[str, Occurrences] = {}  # by name of the probe
         try:
             self._directory = board_directory() if directory is None else Path(directory)
             self._publisher = Publisher(str(self._directory), facts)
-            self._publisher.add(self._loop)
-            self._watch_allocator(optimizers)
-            self._attach(optimizers, model, every, replicas)
+            for source in (self._context, self._allocator):
+                self._publisher.add(source)
+        except (BoardError, OSError) as error:
+            self._give_up(f"this run is not watched: {error}")
+        atexit.register(self._at_exit)
+
+    def start(self, agent: bool) -> None:
+        """Make the board, and with ``agent`` keep an agent running."""
+        if self._publisher is None:
+            return
+        try:
             self._publisher.open()
         except (BoardError, OSError) as error:
             self._give_up(f"this run is not watched: {error}")
         if agent and self._publisher is not None:
             threading.Thread(target=self._keep_agent, name="optwatch-agent", daemon=True).start()
-        atexit.register(self._at_exit)
 
-    def _watch_allocator(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        assert self._publisher is not None
+    @property
+    def active(self) -> bool:
+        """Whether this process publishes: not closed, not given up, no forked child."""
+        return self._publisher is not None and not self._closed.is_set() and self._pid == os.getpid()
+
+    def add(self, *optimizers: torch.optim.Optimizer) -> None:
+        """Watch more optimizers, from their next step on. One that is gone makes room for its name.
+
+        Raises TypeError for anything but a torch.optim.Optimizer.
+        """
+        found = [unwrapped(optimizer) for optimizer in optimizers]
+        if not self.active:
+            return
         try:
-            self._allocator = Allocator(
-                p for o in optimizers for group in o.param_groups for p in group["params"]
-            )
+            self._allocator.add(p for o in found for group in o.param_groups for p in group["params"])
         except Exception as error:  # without its figures the rest can still be watched
-            self._allocator = Allocator(())
             self._warn(f"the allocator of the GPU is not watched: {error}")
-        self._publisher.add(self._allocator)
+        try:
+            for optimizer, name in zip(found, self._names(found), strict=True):
+                self._attach(optimizer, name)
+        except Exception as error:  # watching must not keep a run from starting
+            self._give_up(f"this run is not watched: {type(error).__name__}: {error}")
 
-    def _attach(
-        self,
-        optimizers: Sequence[torch.optim.Optimizer],
-        model: torch.nn.Module | None,
-        every: int,
-        replicas: int,
-    ) -> None:
-        assert self._publisher is not None
-        known = weakref.ref(model) if model is not None else lambda: None
-
-        def naming(optimizer: torch.optim.Optimizer) -> tuple[Sequence[str], Sequence[str]]:
-            model = known()
-            named = model.named_parameters() if model is not None else ()
-            names = parameter_names(optimizer.param_groups, named)
-            return names, by_depth(names)
-
-        labels = _unique([type(optimizer).__name__ for optimizer in optimizers])
-        for optimizer, label in zip(optimizers, labels, strict=True):
-            probe = Probe(
-                optimizer,
-                label,
-                naming,
-                every,
-                replicas,
-                self._publish,
-                self._publisher.changed,
-                self._guarded,
+    def _names(self, optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
+        """A name for each optimizer: its class, numbered where one comes again."""
+        names = [type(optimizer).__name__ for optimizer in optimizers]
+        taken = {probe.name for probe in self._probes}
+        given = []
+        for name in names:
+            alone = names.count(name) == 1
+            numbered = (f"{name} {i}" for i in itertools.count(2 if alone else 1))
+            given.append(
+                next(n for n in itertools.chain([name] if alone else [], numbered) if n not in taken)
             )
-            self._probes.append(probe)
-            self._publisher.add(probe)
+            taken.add(given[-1])
+        return given
+
+    def _attach(self, optimizer: torch.optim.Optimizer, name: str) -> None:
+        assert self._publisher is not None
+        probe = Probe(
+            optimizer, name, self._naming, self._every, self._replicas_of, self._publish, self._changed, self._guarded
+        )  # fmt: skip
+        self._probes.append(probe)
+        self._publisher.add(probe)
+        self._occurrences[name] = Occurrences(optimizer, probe, self._happened, self._guarded)
+
+    def _naming(self, optimizer: torch.optim.Optimizer) -> tuple[Sequence[str], Sequence[str]]:
+        model = self._model()
+        named = model.named_parameters() if model is not None else ()
+        names = parameter_names(optimizer.param_groups, named)
+        return names, by_depth(names)
+
+    def _replicas_of(self, tensor: torch.Tensor) -> int:
+        if self._replicas is not None:
+            return self._replicas
+        return tensor_replicas(tensor, model_replicas(self._model()))
 
     @property
     def metrics_url(self) -> str | None:
@@ -157,15 +216,38 @@ class Watch:
         return None
 
     def log(self, **scalars: float | torch.Tensor) -> None:
-        """Publish scalars of the training loop with the next step: ``loss``. Reading them never waits for a device."""
+        """Publish scalars of the training loop with the next step: ``loss``, or any other name, up to 32 of them.
+
+        A tensor on a GPU is copied asynchronously and published when it has arrived: nothing ever waits.
+        """
         for name, value in scalars.items():
-            if name != "loss":
-                self._warn(f"watch.log() knows 'loss', not {name!r}: ignored")
-                continue
-            try:
-                self._loop.log(value)
-            except Exception as error:  # whatever it is, it is not the training loop's concern
-                self._warn(f"watch.log({name}=...) was ignored: {error}")
+            self._take("log", name, self._context.log, name, value)
+
+    def count(self, **amounts: float | torch.Tensor) -> None:
+        """Add to what was trained on: ``tokens``, ``samples``; their rates are what is shown.
+
+        Each rank counts its own; the sum over ranks is the run's.
+        """
+        for name, value in amounts.items():
+            self._take("count", name, self._context.count, name, value)
+
+    def event(self, name: str) -> None:
+        """Publish that something happened, now: ``evaluation``, or any other word, up to 16 of them.
+
+        Noticed without being told: ``checkpoint``, ``resume``, ``format_conversion``, ``learning_rate_change``,
+        ``skipped_step`` and ``oom``, see :mod:`optwatch.hooks.occurrences`.
+        """
+        self._take("event", name, self._happened, name)
+
+    def _take(self, method: str, name: str, function: Callable[..., None], *arguments: object) -> None:
+        if not self.active:
+            return
+        begun = time.perf_counter()
+        try:
+            function(*arguments)
+        except Exception as error:  # whatever it is, it is not the training loop's concern
+            self._warn(f"watch.{method}({name!r}) was ignored: {error}")
+        self._spent += time.perf_counter() - begun
 
     def close(self, state: str = "finished") -> None:
         """End watching; the last values stay visible for the agent's grace period. Safe to call twice."""
@@ -173,13 +255,15 @@ class Watch:
             return
         self._closed.set()
         atexit.unregister(self._at_exit)
-        for probe in self._probes:
-            probe.close()
+        self._let_go()
         if self._publisher is None:
             return
         try:
+            self._context.drain()
             for probe in self._probes:
                 probe.drain()
+            self._read_memory()
+            self._publisher.refresh()
             self._publisher.close(state)
         except Exception as error:  # closing must not turn a finished run into a failed one
             self._warn(f"closing the board failed: {error}")
@@ -192,7 +276,7 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close, as failed if an exception passes through."""
-        self.close("finished" if kind is None or issubclass(kind, SystemExit) else "failed")
+        self._end(error)
 
     # --- inside the training loop ----------------------------------------------------------------------------------
 
@@ -210,28 +294,57 @@ class Watch:
         return call
 
     def _publish(self, probe: Probe, rows: Values | None, step: int) -> None:
-        assert self._publisher is not None
-        self._loop.overhead = sum(one.overhead for one in self._probes)
+        if self._publisher is None:
+            return
+        if not all(one.alive for one in self._probes):
+            self._forget_the_dead()
+        self._context.overhead = self._spent + sum(one.overhead for one in self._probes)
         if probe is self._probes[0]:
-            self._loop.stepped()
+            self._context.stepped()
             if step % self._every == 1 % self._every:
-                self._allocator.read()
+                self._read_memory()
         self._publisher.publish(step, {id(probe): rows} if rows is not None else {})
 
-    def _give_up(self, message: str) -> None:
+    def _happened(self, event: str) -> None:
+        """Note an event, and publish it at once: there may be no further step."""
+        self._context.event(event)
+        if self._publisher is not None:
+            self._publisher.refresh()
+
+    def _read_memory(self) -> None:
+        self._context.read_peak()
+        for _ in range(self._allocator.read()):
+            self._context.event("oom")
+
+    def _changed(self) -> None:
+        if self._publisher is not None:
+            self._publisher.changed()
+
+    def _forget_the_dead(self) -> None:
+        assert self._publisher is not None
+        for probe in [one for one in self._probes if not one.alive]:
+            self._spent += probe.overhead
+            self._probes.remove(probe)
+            self._publisher.remove(probe)
+            self._occurrences.pop(probe.name).close()
+
+    def _let_go(self) -> None:
         for probe in self._probes:
             probe.close()
+        for occurrences in self._occurrences.values():
+            occurrences.close()
+
+    def _give_up(self, message: str) -> None:
+        # Hooks stay until close(), and do nothing: torch is going through them, and would raise for a missing one.
+        for probe in self._probes:
+            probe.unsubscribe()
         self._publisher = None
         self._warn(message)
 
     def _warn(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            # A filter may turn warnings into errors: then this one goes to stderr.
-            try:
-                warnings.warn(f"optwatch: {message}", RuntimeWarning, stacklevel=3)
-            except RuntimeWarning:
-                sys.stderr.write(f"optwatch: {message}\n")
+        if message not in self._said:
+            self._said.add(message)
+            self._say(message)
 
     # --- beside the training loop ----------------------------------------------------------------------------------
 
@@ -246,63 +359,20 @@ class Watch:
                 return
 
     def _at_exit(self) -> None:
-        raised = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-        self.close("finished" if raised is None else "failed")
+        self._end(getattr(sys, "last_exc", None) or getattr(sys, "last_value", None))
+
+    def _end(self, raised: BaseException | None) -> None:
+        """Close, as failed if an exception ends the run."""
+        if isinstance(raised, (torch.OutOfMemoryError, MemoryError)):
+            self.event("oom")
+        self.close("finished" if raised is None or isinstance(raised, SystemExit) else "failed")
 
 
-class _Loop:
-    """The source of what belongs to the training loop and to no optimizer."""
-
-    table: Table | None = None
-
-    def __init__(self) -> None:
-        self.overhead = 0.0
-        self._loss = float("nan")
-        self._on_its_way: tuple[torch.Tensor, torch.cuda.Event] | None = None
-        self._duration = histogram("optwatch.step_duration")
-        self._last: float | None = None
-
-    def log(self, loss: float | torch.Tensor) -> None:
-        """Take a loss; one on a device is copied, and read when it has arrived."""
-        if isinstance(loss, torch.Tensor) and loss.device.type == "cuda":
-            host = torch.empty((), dtype=torch.float32, pin_memory=True)
-            host.copy_(loss.detach(), non_blocking=True)
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(loss.device))
-            self._on_its_way = host, event
-        else:
-            self._loss = float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
-
-    def stepped(self) -> None:
-        """A step of the loop has ended."""
-        now = time.perf_counter()
-        if self._last is not None:
-            self._duration.observe(now - self._last)
-        self._last = now
-
-    def gauges(self) -> Sequence[tuple[Series, float]]:
-        """The newest loss."""
-        if self._on_its_way is not None and self._on_its_way[1].query():
-            self._loss = float(self._on_its_way[0])
-            self._on_its_way = None
-        return [(Series("optwatch.loss"), self._loss)]
-
-    def counters(self) -> Sequence[tuple[Series, float]]:
-        """What watching has cost so far."""
-        return [(Series("optwatch.overhead"), self.overhead)]
-
-    def histograms(self) -> Sequence[tuple[Series, Histogram]]:
-        """The time of a whole step."""
-        return [(Series("optwatch.step_duration"), self._duration)]
-
-    def infos(self) -> Sequence[Series]:
-        """Nothing."""
-        return []
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """The names, numbered where one comes again."""
-    return [
-        name if names.count(name) == 1 else f"{name} {names[: i + 1].count(name)}"
-        for i, name in enumerate(names)
-    ]
+def unwrapped(optimizer: object) -> torch.optim.Optimizer:
+    """The optimizer itself, out of a framework's wrapper (Accelerate's, Lightning's). Raises TypeError."""
+    found = optimizer
+    while isinstance(inner := getattr(found, "optimizer", None), torch.optim.Optimizer):
+        found = inner
+    if not isinstance(found, torch.optim.Optimizer):
+        raise TypeError(f"watch() takes a torch.optim.Optimizer or several, got {type(optimizer).__name__}")
+    return found

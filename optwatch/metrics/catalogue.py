@@ -36,6 +36,11 @@ RUN = (
     M("optwatch.rank_up", "gauge", "", "1 while the rank's process holds its board, 0 from its death to the end of the grace period", R),
     M("optwatch.step", "gauge", "{step}", "Number of the newest step seen", R),
     M("optwatch.loss", "gauge", "", "Loss, as the training loop reported it", R),
+    M("optwatch.scalar", "gauge", "", "A scalar that the training loop logged, by the name it gave", (*R, "name")),
+    M("optwatch.training.tokens", "counter", "{token}", "Tokens trained on, as the training loop counted them", R),
+    M("optwatch.training.samples", "counter", "{sample}", "Samples trained on, as the training loop counted them", R),
+    M("optwatch.events", "counter", "{event}", "Run events: checkpoints, resumes, conversions of state, jumps of the learning rate, skipped steps, out of memory, and what the training loop reported", (*R, "event")),
+    M("optwatch.last_event_timestamp", "gauge", "s", "Unix time of the newest run event of a kind", (*R, "event")),
     M("optwatch.last_step_timestamp", "gauge", "s", "Unix time at which the newest step ended", R),
     M("optwatch.last_sample_timestamp", "gauge", "s", "Unix time of the newest full statistics", R),
     M("optwatch.step_duration", "histogram", "s", "Time from the end of one step to the end of the next", R, buckets=SECONDS),
@@ -56,6 +61,7 @@ MEMORY = (
     M("optwatch.gradient", "gauge", "By", "Bytes of the gradients at the newest step", BYTES),
     M("optwatch.parameters", "gauge", "{parameter}", "Number of parameters (elements) the optimizer holds", BYTES),
     M("optwatch.host_memory.rss", "gauge", "By", "Resident memory of the training process", R),
+    M("optwatch.host_memory.peak", "gauge", "By", "Largest resident memory of the training process so far", R),
 )
 
 GRADIENTS = (

@@ -37,6 +37,8 @@ LABELS: Mapping[str, str] = {
     "device": "torch device of the storage",
     "state": "run_state: running, finished, failed, lost",
     "reason": "fixed words for why something was dropped, skipped or throttled",
+    "name": "names given to watch.log(), at most 32",
+    "event": "six that are noticed, and at most 16 that watch.event() was given",
     "gpu": "UUID of the device or MIG slice, never an index",
     "error": "ECC: corrected, uncorrected",
     # Only on info metrics, joined with group_left:
