@@ -29,6 +29,8 @@ EXEMPT: dict[str, str] = {
     "optwatch.events": "annotations show when something happened better than a panel does",
     "optwatch.last_event_timestamp": "annotations show when something happened better than a panel does",
     "optwatch.host_memory.peak": "for the gate; the panel of resident memory shows it as it grows",
+    "optwatch.otlp_exports": "only of agents that push",
+    "optwatch.otlp_failures": "only of agents that push",
 }
 
 #: Variable -> the query that lists its values; each narrows the next.

@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,23 +31,30 @@ class PrometheusServer:
     """Runs Prometheus in ``directory``, as a context manager.
 
     ``scrape_url`` is scraped every second under the job name ``optwatch``; ``rules`` are rule files, evaluated every
-    second.
+    second; ``scrape`` is more of its scrape configuration, or other.
     """
 
-    def __init__(self, directory: Path, scrape_url: str, rules: Iterable[Path] = ()) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        scrape_url: str,
+        rules: Iterable[Path] = (),
+        scrape: Mapping[str, Any] | None = None,
+    ) -> None:
         self.directory = directory
         self.url = f"http://127.0.0.1:{free_port()}"
         target = urllib.parse.urlsplit(scrape_url)
-        scrape = {
+        job = {
             "job_name": "optwatch",
             "scheme": target.scheme,
             "metrics_path": target.path or "/metrics",
             "static_configs": [{"targets": [target.netloc]}],
+            **(scrape or {}),
         }
         self._config = {
             "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(path.resolve()) for path in rules],
-            "scrape_configs": [scrape],
+            "scrape_configs": [job],
         }
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -94,6 +101,12 @@ class PrometheusServer:
         """State (pending, firing) of each alert that is active, by name."""
         found = self._get("alerts")["alerts"]
         return {alert["labels"]["alertname"]: alert["state"] for alert in found}
+
+    def targets(self) -> list[dict[str, Any]]:
+        """The targets that are scraped, as found and as relabelled."""
+        found = self._get("targets", state="active")["activeTargets"]
+        assert isinstance(found, list)
+        return found
 
     def rules_health(self) -> dict[str, str]:
         """Health of each rule, ``ok`` or what went wrong, by name."""

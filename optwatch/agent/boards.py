@@ -23,10 +23,11 @@ class Boards:
     Args:
         directory: where the boards are.
         grace: seconds for which the last values of a rank that ended are kept; then its file is removed.
+        tidy: whether to remove files at all; only the one agent of the directory may.
     """
 
-    def __init__(self, directory: Path, grace: float) -> None:
-        self.directory, self.grace = directory, grace
+    def __init__(self, directory: Path, grace: float, tidy: bool = True) -> None:
+        self.directory, self.grace, self._tidy = directory, grace, tidy
         self.ranks: dict[str, Rank] = {}
         self.skipped: Counter[str] = Counter()  # reason -> boards
         self._bad: dict[str, tuple[int, int, int]] = {}  # name -> what the skipped file looked like
@@ -60,7 +61,12 @@ class Boards:
         for entry in self._entries():
             if entry.name.endswith(SUFFIX) and not entry.name.startswith("."):
                 names.add(entry.name)
-            elif entry.name.startswith(".") and f"{SUFFIX}." in entry.name and entry.name.endswith(".tmp"):
+            elif (
+                self._tidy
+                and entry.name.startswith(".")
+                and f"{SUFFIX}." in entry.name
+                and entry.name.endswith(".tmp")
+            ):
                 self._sweep(entry)
         self._bad = {name: look for name, look in self._bad.items() if name in names}
         return names
@@ -99,7 +105,7 @@ class Boards:
         """Whether the rank's time is over; if so its file is removed."""
         if rank.ended is None or time.monotonic() - rank.ended < self.grace:
             return False
-        rank.remove()
+        rank.remove() if self._tidy else rank.close()
         return True
 
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Iterator
+from itertools import chain
 
 from optwatch import __version__
 from optwatch.agent.boards import Boards
 from optwatch.agent.nvml import NvmlSampler
 from optwatch.agent.rank import Rank
-from optwatch.exporters.base import HistogramValue, Point, Snapshot
+from optwatch.exporters.base import HistogramValue, Point, Snapshot, Values
 
 
 class Collector:
-    """Forms snapshots, with at most ``series_cap`` series per rank."""
+    """Forms snapshots, with at most ``series_cap`` series per rank; ``more`` gives the values of other parts."""
 
-    def __init__(self, boards: Boards, nvml: NvmlSampler, series_cap: int) -> None:
-        self._boards, self._nvml, self._cap = boards, nvml, series_cap
+    def __init__(self, boards: Boards, nvml: NvmlSampler, series_cap: int, *more: Values) -> None:
+        self._boards, self._nvml, self._cap, self._more = boards, nvml, series_cap, more
+        self._started = time.time()
         self._dropped: dict[str, set[object]] = {}  # rank -> series that were ever left out
         self.scrape_seconds: float | None = None  # of the newest scrape, set by whoever renders
 
@@ -26,7 +29,11 @@ class Collector:
         for rank in self._boards.ranks.values():
             for name, point in self._capped(rank):
                 found.setdefault(name, []).append(point)
-        for name, point in (*self._nvml.points(), *self._own()):
+        for name, point in (
+            *self._nvml.points(),
+            *self._own(),
+            *chain.from_iterable(more() for more in self._more),
+        ):
             found.setdefault(name, []).append(point)
         self._dropped = {key: seen for key, seen in self._dropped.items() if key in self._boards.ranks}
         return found
@@ -41,13 +48,13 @@ class Collector:
                 yield name, point
             elif len(seen) < 100 * self._cap:
                 seen.add((name, tuple(point.labels.values())))
-        yield "optwatch.series_dropped", Point(rank.labels, float(len(seen)))
+        yield "optwatch.series_dropped", Point(rank.labels, float(len(seen)), rank.since)
 
     def _own(self) -> Iterator[tuple[str, Point]]:
         yield "optwatch.build", Point({"version": __version__, "python": platform.python_version()}, 1.0)
         for reason, boards in self._boards.skipped.items():
-            yield "optwatch.boards_skipped", Point({"reason": reason}, float(boards))
-        yield "optwatch.nvml_errors", Point({}, float(self._nvml.errors))
+            yield "optwatch.boards_skipped", Point({"reason": reason}, float(boards), self._started)
+        yield "optwatch.nvml_errors", Point({}, float(self._nvml.errors), self._started)
         if self.scrape_seconds is not None:
             yield "optwatch.scrape_duration", Point({}, self.scrape_seconds)
 

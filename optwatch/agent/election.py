@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 from optwatch.board import locks
 from optwatch.board.address import ADDRESS, LOCK
+from optwatch.board.replace import replace_file
 
 
 class Election:
@@ -36,10 +36,7 @@ class Election:
 
     def publish(self, facts: dict[str, Any]) -> None:
         """Write ``agent.json`` so that a reader sees all of it or the one before."""
-        path = self._directory / ADDRESS
-        temporary = path.with_name(f".{ADDRESS}.{secrets.token_hex(6)}")
-        temporary.write_text(json.dumps(facts) + "\n", encoding="ascii")
-        temporary.replace(path)
+        replace_file(self._directory / ADDRESS, json.dumps(facts).encode() + b"\n")
 
     def resign(self) -> None:
         """Take the address back and let go of the lock."""

@@ -144,6 +144,18 @@ class NvmlSampler:
             for name, labels, value in device.readings:
                 yield name, Point({**gpu, **labels}, value)
 
+    def sample_once(self) -> None:
+        """One sample of what answers within the limit."""
+        try:
+            self._devices = Watchdog("nvml", self._limit).call(self._discover)
+        except OSError:
+            return
+        except Exception as error:  # noqa: BLE001 - whatever the driver does, the boards are shown
+            log.warning("NVML does not start: %s", error)
+            self.errors += 1
+        for device in self._devices:
+            self._sample(device)
+
     def _run(self) -> None:
         delay = self._interval
         watchdog = Watchdog("nvml", max(self._limit, _START_SECONDS))

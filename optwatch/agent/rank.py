@@ -72,7 +72,10 @@ class Rank:
         if self._live is None:
             return
         live = self._live
-        yield "optwatch.samples_dropped", self._point({}, self.dropped + live.write_failures)
+        yield (
+            "optwatch.samples_dropped",
+            Point(self.labels, float(self.dropped + live.write_failures), self.since),
+        )
         if live.step >= 0:
             yield "optwatch.step", self._point({}, live.step)
             yield "optwatch.last_step_timestamp", self._point({}, live.time)
@@ -100,6 +103,8 @@ class Rank:
         self._reader, self.schema = reader, reader.schema
         run = self.schema.run
         self.labels = {"run_id": run["run_id"], "rank": str(run["rank"])}
+        started = run.get("start_time")
+        self.since = float(started) if isinstance(started, (int, float)) else 0.0
         self._series = {
             kind: list(self._known(kind, getattr(self.schema, kind)))
             for kind in ("gauges", "counters", "infos", "histograms")
@@ -162,7 +167,7 @@ class Rank:
 
     def _published(self, live: Live) -> Iterator[tuple[str, Point]]:
         for index, name, labels in self._series["counters"]:
-            yield name, Point(labels, float(live.counters[index]))
+            yield name, Point(labels, float(live.counters[index]), self.since)
         for _, name, labels in self._series["infos"]:
             if name != "optwatch.run":
                 yield name, Point(labels, 1.0)
@@ -174,7 +179,7 @@ class Rank:
         for index, name, labels in self._series["histograms"]:
             counts, total = live.histograms[index]
             bounds = self.schema.histograms[index].bounds
-            yield name, Point(labels, HistogramValue(bounds, tuple(counts.tolist()), total))
+            yield name, Point(labels, HistogramValue(bounds, tuple(counts.tolist()), total), self.since)
 
     def _point(self, labels: dict[str, str], value: float) -> Point:
         return Point({**self.labels, **labels}, value)

@@ -1,17 +1,20 @@
-"""The HTTP side: three small pages for GET, and limits on everything a client can do."""
+"""The HTTP side: a few small pages for GET, and limits on everything a client can do."""
 
 from __future__ import annotations
 
 import io
+import json
 import logging
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, TypeAlias
+from urllib.parse import parse_qsl
 
 log = logging.getLogger("optwatch.agent")
 
@@ -20,10 +23,35 @@ _REQUEST_BYTES = 16 << 10  # request line and headers together
 _REQUEST_SECONDS = 5.0  # for the whole request, so that a byte at a time gains nothing
 _CONNECTIONS = 32
 
-#: Status, content type, body.
-Response: TypeAlias = tuple[int, str, bytes]
-#: The Accept header -> the response.
-Page: TypeAlias = Callable[[str], Response]
+
+@dataclass(frozen=True)
+class Request:
+    """What a page may know of a request."""
+
+    accept: str  # the Accept header
+    query: Mapping[str, str]  # parameters of the address
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a page answers."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+    @classmethod
+    def text(cls, status: int, line: str) -> Response:
+        """One line of plain text."""
+        return cls(status, "text/plain", f"{line}\n".encode())
+
+    @classmethod
+    def json(cls, value: object) -> Response:
+        """A JSON document."""
+        return cls(200, "application/json", json.dumps(value, allow_nan=False).encode() + b"\n")
+
+
+Page: TypeAlias = Callable[[Request], Response]
 
 
 class _TooLargeError(Exception):
@@ -83,12 +111,13 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def do_GET(self) -> None:
-        page = self.server.pages.get(self.path.partition("?")[0])
+        path, _, query = self.path.partition("?")
+        page = self.server.pages.get(path)
         if page is None:
             self._answer(404, "text/plain", b"not found; see /metrics\n")
             return
-        status, content_type, body = page(self.headers.get("Accept", ""))
-        self._answer(status, content_type, body)
+        answer = page(Request(self.headers.get("Accept", ""), dict(parse_qsl(query, keep_blank_values=True))))
+        self._answer(answer.status, answer.content_type, answer.body)
 
     def _answer(
         self, status: int, content_type: str, body: bytes, more: Mapping[str, str] | None = None
@@ -117,6 +146,7 @@ class Server(ThreadingMixIn, TCPServer):
 
     def __init__(self, host: str, port: int, pages: Mapping[str, Page]) -> None:
         self.pages = pages
+        self._serving = False
         self._slots = threading.BoundedSemaphore(_CONNECTIONS)
         if ":" in host:
             self.address_family = socket.AF_INET6
@@ -131,7 +161,7 @@ class Server(ThreadingMixIn, TCPServer):
                 server = cls(host, candidate, pages)
             except OSError as error:
                 if candidate == 0:
-                    raise
+                    raise OSError(error.errno, error.strerror, f"{host}:{port}") from error
                 log.debug("port %d: %s", candidate, error.strerror)
                 continue
             if candidate != port:
@@ -146,7 +176,14 @@ class Server(ThreadingMixIn, TCPServer):
 
     def start(self) -> None:
         """Serve from a thread until `shutdown`."""
+        self._serving = True
         threading.Thread(target=self.serve_forever, name="optwatch-http", daemon=True).start()
+
+    def stop(self) -> None:
+        """Serve no more and let go of the port."""
+        if self._serving:
+            self.shutdown()
+        self.server_close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Refuse what is beyond the limit of connections."""

@@ -2,52 +2,74 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from optwatch import __version__
 from optwatch.agent.boards import Boards
 from optwatch.agent.collect import Collector
+from optwatch.agent.discovery import Discovery, advertised
 from optwatch.agent.election import Election
 from optwatch.agent.nvml import NvmlSampler
-from optwatch.agent.server import Response, Server
+from optwatch.agent.server import Page, Request, Response, Server
 from optwatch.agent.settings import Settings
 from optwatch.board import board_directory, secure_directory
-from optwatch.exporters.base import Snapshot
+from optwatch.exporters.base import Exporter, Snapshot, Values
+from optwatch.exporters.otlp import OtlpError, OtlpExporter, OtlpSettings
 from optwatch.exporters.prometheus import PrometheusExporter
+from optwatch.exporters.textfile import TextFileExporter
 
 log = logging.getLogger("optwatch.agent")
 
 _WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
+_TEXTFILE_SECONDS = 2.0
+
+
+@dataclass
+class _Sink:
+    """An exporter that is given a snapshot now and then."""
+
+    exporter: Exporter
+    interval: float
+    due: float = 0.0
 
 
 class Agent:
-    """One agent of one directory; `serve` is the usual way to run one."""
+    """One agent of one directory; `serve` is the usual way to run one.
+
+    Raises OtlpError or OSError if an exporter that was asked for cannot be had.
+    """
 
     def __init__(self, directory: Path, settings: Settings) -> None:
         self._directory, self._settings = directory, settings
         self._boards = Boards(directory, settings.grace)
         self._nvml = NvmlSampler(settings.device_interval, settings.device_limit)
-        self._collector = Collector(self._boards, self._nvml, settings.series)
+        self._sinks, values = _sinks(settings)
+        self._collector = Collector(self._boards, self._nvml, settings.series, *values)
         self._prometheus = PrometheusExporter()
         self._guard = threading.Lock()  # of the boards and of all that is made from them
         self._snapshot: Snapshot | None = None  # of the newest poll, made when first asked for
         self._polled = self._busy = time.monotonic()
         self._stopping = threading.Event()
         self._server: Server | None = None
+        self._discovery: Discovery | None = None
 
     def start(self, election: Election) -> str:
         """Read the boards, bind and publish the address, which is returned. Raises OSError if no port is free."""
         self._poll()
-        pages = {"/metrics": self._metrics, "/healthz": self._healthy, "/-/ready": self._ready}
-        self._server = Server.on_free_port(self._settings.host, self._settings.port, pages)
+        settings = self._settings
+        self._server = Server.on_free_port(settings.host, settings.port, self._pages())
+        host = _WILDCARDS.get(settings.host, settings.host)
+        url = f"http://{advertised(host, self._server.port, None)}/metrics"
+        outside = f"http://{advertised(settings.host, self._server.port, settings.advertise)}/metrics"
+        self._discovery = Discovery(outside, self._directory, settings.file_sd)
+        self._discovery.update(self._boards.ranks.values())
         self._server.start()
-        host = _WILDCARDS.get(self._settings.host, self._settings.host)
-        url = f"http://{f'[{host}]' if ':' in host else host}:{self._server.port}/metrics"
         election.publish({"url": url, "pid": os.getpid(), "started": time.time(), "version": __version__})
         log.info("serving %s from the boards in %s", url, self._directory)
         self._nvml.start()
@@ -58,6 +80,7 @@ class Agent:
         while not self._stopping.wait(self._settings.interval):
             try:
                 self._poll()
+                self._hand_out()
             except Exception:  # one sick board or file system must not take the others' metrics with it
                 log.exception("the boards could not be read")
             idle = 0.0 if self._boards.ranks else time.monotonic() - self._busy
@@ -71,14 +94,19 @@ class Agent:
         self._stopping.set()
 
     def close(self) -> None:
-        """Stop serving and let go of everything; takes at most 2 s."""
+        """Stop serving, send the last values and let go of everything; takes little more than 2 s at most."""
         self._stopping.set()
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.stop()
+        if self._discovery is not None:
+            self._discovery.update(())
         self._nvml.stop()
         with self._guard:
+            last = self._newest()
             self._boards.close()
+        for sink in self._sinks:
+            sink.exporter.accept(last)
+            sink.exporter.close()
 
     def _poll(self) -> None:
         with self._guard:
@@ -87,47 +115,119 @@ class Agent:
             self._polled = time.monotonic()
             if self._boards.living:
                 self._busy = self._polled
+            if self._discovery is not None:
+                self._discovery.update(self._boards.ranks.values())
 
-    def _metrics(self, accept: str) -> Response:
+    def _hand_out(self) -> None:
+        """Give the newest snapshot to the exporters whose time has come."""
+        now = time.monotonic()
+        for sink in self._sinks:
+            if now >= sink.due:
+                sink.due = now + sink.interval
+                with self._guard:
+                    snapshot = self._newest()
+                sink.exporter.accept(snapshot)
+
+    def _newest(self) -> Snapshot:
+        if self._snapshot is None:
+            self._snapshot = self._collector.snapshot()
+        return self._snapshot
+
+    def _pages(self) -> Mapping[str, Page]:
+        return {
+            "/metrics": self._metrics,
+            "/healthz": self._healthy,
+            "/readyz": self._ready,
+            "/sd": self._targets,
+        }
+
+    def _metrics(self, request: Request) -> Response:
         started = time.perf_counter()
         with self._guard:
             fresh = self._snapshot is None
-            if self._snapshot is None:
-                self._snapshot = self._collector.snapshot()
-            self._prometheus.accept(self._snapshot)
-            content_type, body = self._prometheus.render(accept)
+            self._prometheus.accept(self._newest())
+            content_type, body = self._prometheus.render(request.accept)
             if fresh:
                 self._collector.scrape_seconds = time.perf_counter() - started
-        return 200, content_type, body
+        return Response(200, content_type, body)
 
-    def _healthy(self, _accept: str) -> Response:
+    def _healthy(self, _: Request) -> Response:
         """Unwell when polling has stood still, for a reason such as a file system that hangs."""
         late = time.monotonic() - self._polled
         if late > 10 * self._settings.interval + 10:
-            return 503, "text/plain", f"boards were last read {late:.0f} s ago\n".encode()
-        return 200, "text/plain", b"ok\n"
+            return Response.text(503, f"boards were last read {late:.0f} s ago")
+        return Response.text(200, "ok")
 
-    def _ready(self, _accept: str) -> Response:
-        facts = {"version": __version__, "ranks": len(self._boards.ranks), "living": self._boards.living}
-        return 200, "application/json", json.dumps(facts).encode() + b"\n"
+    def _ready(self, _: Request) -> Response:
+        """Ready from the first poll on, which comes before the address is bound."""
+        ranks, living = len(self._boards.ranks), self._boards.living
+        return Response.json({"version": __version__, "ranks": ranks, "living": living})
+
+    def _targets(self, _: Request) -> Response:
+        """Prometheus' http_sd."""
+        with self._guard:
+            return Response.json(
+                [] if self._discovery is None else self._discovery.groups(self._boards.ranks.values())
+            )
+
+
+def _sinks(settings: Settings) -> tuple[list[_Sink], list[Values]]:
+    """The exporters that were asked for, and what tells of their own state."""
+    sinks: list[_Sink] = []
+    values: list[Values] = []
+    if settings.textfile is not None:
+        sinks.append(_Sink(TextFileExporter(settings.textfile), _TEXTFILE_SECONDS))
+    try:
+        otlp = OtlpSettings.read(settings.otlp_endpoint, settings.otlp_protocol, settings.otlp_interval)
+        if otlp is not None:
+            exporter = OtlpExporter(otlp)
+            sinks.append(_Sink(exporter, otlp.interval))
+            values.append(exporter.points)
+    except OtlpError as error:
+        if settings.otlp_endpoint is not None:
+            raise
+        # Variables that are there for others, too, must not keep the agent from serving.
+        log.warning("nothing is pushed over OTLP: %s", error)
+    return sinks, values
 
 
 def serve(directory: str | os.PathLike[str] | None = None, settings: Settings | None = None) -> bool:
     """Be the agent of ``directory`` (None: the user's own) until idle, or for ever.
 
     Returns False at once if another process is the agent of this directory. Raises BoardDirectoryError if the
-    directory is not private or not writable, OSError if no port can be bound.
+    directory is not private or not writable, OSError if no port can be bound or a file that was asked for cannot be
+    made, OtlpError if OTLP was asked for and cannot be set up.
     """
     root = board_directory() if directory is None else secure_directory(directory)
     election = Election(root)
     if not election.win():
         log.info("another agent serves %s", root)
         return False
-    agent = Agent(root, settings or Settings())
+    agent = None
     try:
+        agent = Agent(root, settings or Settings())
         agent.start(election)
         agent.run()
     finally:
         election.resign()
-        agent.close()
+        if agent is not None:
+            agent.close()
     return True
+
+
+def snapshot_once(directory: str | os.PathLike[str] | None, settings: Settings) -> bytes:
+    """The scrape of this moment, as text, without being the agent: boards are read and left as they are.
+
+    Raises BoardDirectoryError as `serve` does.
+    """
+    root = board_directory() if directory is None else secure_directory(directory)
+    boards = Boards(root, settings.grace, tidy=False)
+    nvml = NvmlSampler(settings.device_interval, settings.device_limit)
+    exporter = PrometheusExporter()
+    try:
+        boards.poll()
+        nvml.sample_once()
+        exporter.accept(Collector(boards, nvml, settings.series).snapshot())
+        return exporter.render()[1]
+    finally:
+        boards.close()

@@ -11,9 +11,17 @@ class Settings:
 
     host: str = "127.0.0.1"  # address to bind to
     port: int = 9464  # first port to try; the next ones and then any free one follow
+    advertise: str | None = None  # host under which others reach it; None = `host`, or this machine's name
     interval: float = 0.5  # seconds between polls: looks live, and a board's rings hold seconds more
     grace: float = 300.0  # seconds to serve the last values of a rank that ended
     series: int = 300  # series of one rank at most; what is beyond is counted
     device_interval: float = 2.0  # seconds between samples of the GPUs
     device_limit: float = 2.0  # seconds until a call of the GPU driver counts as hung
     exit_when_idle: float | None = None  # leave after so many seconds without boards; None = never
+    textfile: str | None = None  # file for node_exporter's textfile collector
+    file_sd: str | None = None  # directory for Prometheus' file_sd, a file for each run
+    otlp_endpoint: str | None = (
+        None  # collector to push to; None = OpenTelemetry's environment variables decide
+    )
+    otlp_protocol: str | None = None  # grpc or http/protobuf; None = as above, else http/protobuf
+    otlp_interval: float | None = None  # seconds between pushes; None = as above, else 15

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -25,10 +25,14 @@ class Point:
 
     labels: Mapping[str, str]
     value: float | HistogramValue
+    since: float = 0.0  # Unix time from which a counter or histogram counts; 0 = not known
 
 
 #: The catalogue's dotted name -> its points. A metric without points is absent, never zero. Never changed once made.
 Snapshot: TypeAlias = Mapping[str, Sequence[Point]]
+
+#: Something that gives values of its own: the catalogue's name and a point of each.
+Values: TypeAlias = Callable[[], Iterable[tuple[str, Point]]]
 
 
 class Exporter(Protocol):

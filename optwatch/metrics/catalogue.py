@@ -121,6 +121,8 @@ MONITOR = (
     M("optwatch.series_dropped", "counter", "{series}", "Series left out because the cap for a rank was reached", R),
     M("optwatch.boards_skipped", "counter", "{board}", "Boards that could not be read", ("reason",)),
     M("optwatch.nvml_errors", "counter", "{error}", "Driver calls that failed or did not return in time"),
+    M("optwatch.otlp_exports", "counter", "{export}", "Pushes that an OTLP collector took", requires="otlp"),
+    M("optwatch.otlp_failures", "counter", "{export}", "Pushes that did not reach the OTLP collector: refused or not answered, or dropped from the full queue", ("reason",), requires="otlp"),
     M("optwatch.scrape_duration", "gauge", "s", "Time the agent took to render the newest scrape"),
 )
 

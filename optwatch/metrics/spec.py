@@ -76,7 +76,8 @@ class MetricSpec:
         labels: names from `LABELS`, in the order in which they are shown.
         buckets: upper bounds of a histogram without +Inf, rising, in `unit`.
         formula: how the value is formed from summed row fields; None where probe or agent have the number.
-        requires: "" or what the family is absent without: ``nvidia`` (NVML), ``cuda`` (torch on a GPU).
+        requires: "" or what the family is absent without: ``nvidia`` (NVML), ``cuda`` (torch on a GPU), ``otlp``
+            (an agent that pushes).
 
     Raises:
         ValueError: a part contradicts another; the message names the metric and what to change.

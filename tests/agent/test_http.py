@@ -83,7 +83,7 @@ def test_concurrent_scrapers_get_the_same_bytes(tmp_path: Path) -> None:
 def test_health_and_readiness(address: str) -> None:
     """Both pages answer; readiness counts the ranks."""
     assert get(address.replace("/metrics", "/healthz"))[1] == b"ok\n"
-    facts = json.loads(get(address.replace("/metrics", "/-/ready"))[1])
+    facts = json.loads(get(address.replace("/metrics", "/readyz"))[1])
     assert (facts["ranks"], facts["living"]) == (1, 1)
 
 

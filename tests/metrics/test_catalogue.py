@@ -82,6 +82,8 @@ NAMES = [
     "optwatch_series_dropped_total",
     "optwatch_boards_skipped_total",
     "optwatch_nvml_errors_total",
+    "optwatch_otlp_exports_total",
+    "optwatch_otlp_failures_total",
     "optwatch_scrape_duration_seconds",
 ]
 
