@@ -1,4 +1,4 @@
-"""The ``optwatch`` command: ``demo``, ``top`` and ``agent``."""
+"""The ``optwatch`` command: ``demo``, ``top``, ``agent``, ``baseline`` and ``check``."""
 
 from __future__ import annotations
 

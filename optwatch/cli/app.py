@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -75,6 +76,67 @@ def agent(arguments: tuple[str, ...]) -> None:
     from optwatch.agent.__main__ import main as run_agent
 
     sys.exit(run_agent(list(arguments)))
+
+
+@cli.group()
+def baseline() -> None:
+    """Write down what a run cost, for `optwatch check`."""
+
+
+_RUN = click.argument("where", metavar="[RUN]", required=False)
+_RUN_ID = click.option("--run-id", metavar="ID", help="Which run, where RUN holds several.")
+
+
+@baseline.command()
+@_RUN
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write."
+)
+@_RUN_ID
+def record(where: str | None, output: Path, run_id: str | None) -> None:
+    """Record a run: state bytes, quantisation error, peak memory, overhead.
+
+    RUN is a directory of boards, a board, a saved metrics page, an agent's address, or the id of a run among this
+    user's own boards. Tolerances of a baseline that is replaced are kept.
+    """
+    from optwatch.cli.gate import Baseline, find_run
+
+    page, found = find_run(where, run_id)
+    made = Baseline.of(page, found)
+    made.save(output)
+    click.echo(f"{output}: {len(made.values)} values of run {found}")
+
+
+@cli.command()
+@_RUN
+@click.option(
+    "--baseline",
+    "path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="What `optwatch baseline record` wrote.",
+)
+@click.option(
+    "--tolerance",
+    "tolerances",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Replace a tolerance of the file, e.g. peak_memory=0.1 for 10 %.",
+)
+@click.option(
+    "--junit", "xml", type=click.Path(dir_okay=False, path_type=Path), help="Also write JUnit's XML here."
+)
+@_RUN_ID
+def check(
+    where: str | None, path: Path, tolerances: tuple[str, ...], xml: Path | None, run_id: str | None
+) -> int:
+    """Compare a run with a baseline; exit code 1 if a value is out of its tolerance, 2 if nothing can be compared.
+
+    RUN as for `optwatch baseline record`.
+    """
+    from optwatch.cli.gate import Baseline, check_run
+
+    return check_run(Baseline.load(path), path, where, run_id, tolerances, xml)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

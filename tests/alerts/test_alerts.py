@@ -207,7 +207,7 @@ def _expectations(case: Case) -> list[dict[str, object]]:
     return checks
 
 
-def _run(tmp_path: Path, tests: list[dict[str, object]]) -> None:
+def promtool(tmp_path: Path, tests: list[dict[str, object]]) -> None:
     file = tmp_path / "tests.yml"
     body = {"rule_files": [str(FILE)], "evaluation_interval": "1m", "tests": tests}
     file.write_text(yaml.safe_dump(body), encoding="utf-8")
@@ -220,7 +220,7 @@ def _run(tmp_path: Path, tests: list[dict[str, object]]) -> None:
 def test_alert(case: Case, tmp_path: Path) -> None:
     """The alert waits, fires or keeps quiet as the row says."""
     series = [{"series": name, "values": _values(values)} for name, values in case.series.items()]
-    _run(tmp_path, [{"interval": "1m", "input_series": series, "promql_expr_test": _expectations(case)}])
+    promtool(tmp_path, [{"interval": "1m", "input_series": series, "promql_expr_test": _expectations(case)}])
 
 
 def test_every_alert_fires_and_keeps_quiet_in_some_case() -> None:
@@ -248,4 +248,4 @@ def test_texts_are_filled_in(tmp_path: Path) -> None:
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
         "alert_rule_test": [{"alertname": alert.name, "eval_time": "5m", "exp_alerts": [expected]}],
     }
-    _run(tmp_path, [test])
+    promtool(tmp_path, [test])
