@@ -63,7 +63,7 @@ def assert_state_bytes(
     )
     name = type(optimizer).__name__
     lines = [
-        f"{name}: {total:.4g} bytes of state a parameter ({elements:,} of them), expected at most {max_per_parameter:g}",
+        f"{name}: {total:.4g} bytes a parameter ({elements:,} of them), expected at most {max_per_parameter:g}",
         *(
             f"  slot {slot} ({dtype}): {size / elements:.4g} a parameter"
             for (slot, dtype), size in slots.items()

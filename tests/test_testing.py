@@ -31,7 +31,7 @@ def test_more_than_allowed() -> None:
     with pytest.raises(AssertionError) as caught:
         assert_state_bytes(optimizer, max_per_parameter=2.1, model=model)
     assert str(caught.value).splitlines() == [
-        "AdamW: 8 bytes of state a parameter (12,880 of them), expected at most 2.1",
+        "AdamW: 8 bytes a parameter (12,880 of them), expected at most 2.1",
         "  slot exp_avg (float32): 4 a parameter",
         "  slot exp_avg_sq (float32): 4 a parameter",
         "  0.weight (6,400): 8 as exp_avg float32, exp_avg_sq float32",
