@@ -6,9 +6,13 @@ Over ranks a query takes the largest value of a ratio or a norm; bytes and count
 from __future__ import annotations
 
 from dashboards.panels import Query, Steps
+from deploy.prometheus.recordings import RECORDINGS
 from optwatch.metrics.catalogue import CATALOGUE
 
-RUN = 'run_id="$run"'
+#: What is chosen above the panels. "All" ranks is the default: the panels aggregate over what is chosen.
+THIS_RUN, CHOSEN_RUNS = 'run_id="$run"', 'run_id=~"$run"'
+ANY_JOB = 'job=~"$job"'
+RUN = f'{THIS_RUN}, rank=~"$rank"'
 OPTIMIZER = f'{RUN}, optimizer=~"$optimizer"'
 GROUP = f'{OPTIMIZER}, group=~"$group"'
 
@@ -17,6 +21,12 @@ def series(name: str, matchers: str = "", suffix: str = "") -> str:
     """Return a selector for the metric with the OpenTelemetry name ``optwatch.<name>``."""
     full = CATALOGUE[f"optwatch.{name}"].prometheus + suffix
     return f"{full}{{{matchers}}}" if matchers else full
+
+
+def recorded(name: str, matchers: str) -> str:
+    """Return a selector for a series that a recording rule makes."""
+    assert any(rule.record == name for rule in RECORDINGS), f"no rule records {name}"
+    return f"{name}{{{matchers}}}"
 
 
 def worst(name: str, *by: str, matchers: str = GROUP) -> Query:
@@ -34,10 +44,15 @@ def total(name: str, *by: str, matchers: str = OPTIMIZER, legend: str = "") -> Q
     )
 
 
-def node(name: str, *, rate: bool = False) -> str:
-    """The series of a metric that belongs to no run, from the agents that serve the run."""
+def node(name: str, *, rate: bool = False, matchers: str = RUN) -> str:
+    """The series of a metric that belongs to no run, from the agents that serve the chosen ranks."""
     full = f"rate({series(name)}[$__rate_interval])" if rate else series(name)
-    return f"{full} and on (instance) {series('rank_up', RUN)}"
+    return f"{full} and on (instance) {series('rank_up', matchers)}"
+
+
+def devices(name: str, legend: str = "{{gpu}}", *, rate: bool = False, matchers: str = RUN) -> Query:
+    """A metric of the GPUs of the nodes that the chosen ranks run on."""
+    return Query(node(name, rate=rate, matchers=matchers), legend)
 
 
 def latest(name: str, legend: str, matchers: str = RUN) -> Query:
@@ -50,6 +65,11 @@ def rate(name: str, *by: str, matchers: str = RUN, legend: str = "") -> Query:
     labels = f" by ({', '.join(by)})" if by else ""
     expr = f"sum{labels} (rate({series(name, matchers)}[$__rate_interval]))"
     return Query(expr, legend or " ".join(f"{{{{{label}}}}}" for label in by))
+
+
+def growth(name: str, matchers: str, legend: str) -> Query:
+    """By how much a counter grew in the time shown."""
+    return Query(f"sum (increase({series(name, matchers)}[$__range]))", legend)
 
 
 def quantiles(name: str, matchers: str) -> tuple[Query, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dashboards.panels import Panel, Query, Row
-from dashboards.queries import ERROR, OPTIMIZER, rate, series, total, worst
+from dashboards.panels import Panel, Row
+from dashboards.queries import ERROR, OPTIMIZER, rate, worst
 
 GRADIENTS = Row(
     "Gradients",
@@ -73,37 +73,6 @@ UPDATES = Row(
 STATE = Row(
     "Optimizer state",
     (
-        Panel(
-            "State by slot and dtype",
-            "bytes",
-            "Bytes of state found, over all ranks. Good: flat from the first step on, in the dtypes you asked for.",
-            [total("optimizer.state", "slot", "dtype", "device")],
-            stacked=True,
-            minimum=0,
-        ),
-        Panel(
-            "State found against asked for",
-            "bytes",
-            "Good: one line hides the other. They part at the first step after a resume that changed the format.",
-            [
-                total("optimizer.state", "slot", legend="{{slot}} found"),
-                total("optimizer.state_expected", "slot", legend="{{slot}} asked for"),
-            ],
-            minimum=0,
-        ),
-        Panel(
-            "State a parameter by rank",
-            "suffix: B",
-            "Bytes of optimizer state a parameter. Good: the same on all ranks; else state depends on the sharding.",
-            [
-                Query(
-                    f"sum by (optimizer, rank) ({series('optimizer.state', OPTIMIZER)})"
-                    f" / sum by (optimizer, rank) ({series('parameters', OPTIMIZER)})",
-                    "{{optimizer}} rank {{rank}}",
-                )
-            ],
-            minimum=0,
-        ),
         Panel(
             "Update error from storing the state",
             "percentunit",

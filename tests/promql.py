@@ -11,6 +11,8 @@ from optwatch.metrics.catalogue import CATALOGUE
 
 #: Labels that Prometheus adds to everything it scrapes.
 TARGET = frozenset({"instance", "job"})
+#: Labels that every alert has in the series that Prometheus itself makes.
+ALERT = frozenset({"alertname", "alertstate", "severity"})
 SETS = frozenset({"and", "or", "unless"})
 
 
@@ -59,6 +61,8 @@ class Labels:
     def _series(self, name: str) -> frozenset[str]:
         if name == "up":
             return TARGET
+        if name == "ALERTS":
+            return ALERT
         if name in self.recorded:
             return frozenset(self.recorded[name])
         spec = CATALOGUE.sample(name)

@@ -15,7 +15,10 @@ ROOT = Path(__file__).parent.parent
 #: generated file, and the module that writes it to the path given
 GENERATED = {
     "docs/metrics.md": "optwatch.metrics.docs",
-    "dashboards/optimizer.json": "dashboards.build",
+    "optwatch/dashboards/optimizer.json": "dashboards.build",
+    "optwatch/dashboards/memory.json": "dashboards.build",
+    "optwatch/dashboards/fleet.json": "dashboards.build",
+    "optwatch/dashboards/monitor.json": "dashboards.build",
     "deploy/prometheus/optwatch.rules.yml": "deploy.prometheus.rules",
 }
 

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from debian import program
 from deploy.prometheus import rules
+from deploy.prometheus.alerts import Alert
+from deploy.prometheus.recordings import Recording
+from optwatch.cli.app import cli
+from optwatch.metrics.catalogue import CATALOGUE
 from promql import Labels
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / rules.DEFAULT_PATH
 LABELS = Labels({rule.record: rule.labels for rule in rules.RECORDINGS})
+BOARDS = [
+    json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "optwatch/dashboards").glob("*.json")
+]
+#: Titles of panels and names of annotations, which pages write in italics.
+SHOWN = {panel["title"] for board in BOARDS for panel in board["panels"]}
+SHOWN |= {mark["name"] for board in BOARDS for mark in board["annotations"]["list"]}
+
+every_alert = pytest.mark.parametrize("alert", rules.ALERTS, ids=lambda alert: alert.name)
+
+
+def _page(alert: Alert) -> str:
+    return (ROOT / "docs" / "runbooks" / f"{alert.name}.md").read_text(encoding="utf-8")
 
 
 def test_is_up_to_date() -> None:
@@ -29,7 +47,7 @@ def test_names_are_unique() -> None:
 
 
 @pytest.mark.parametrize("rule", rules.RECORDINGS, ids=lambda rule: rule.record)
-def test_recording_keeps_the_labels_of_its_name(rule: rules.Recording) -> None:
+def test_recording_keeps_the_labels_of_its_name(rule: Recording) -> None:
     """A recorded series has exactly the labels that it declares, and its name begins with them."""
     found = LABELS.of(rule.expr)
     assert found == frozenset(rule.labels)
@@ -37,8 +55,8 @@ def test_recording_keeps_the_labels_of_its_name(rule: rules.Recording) -> None:
     assert level == "_".join(label.removesuffix("_id") for label in rule.labels)
 
 
-@pytest.mark.parametrize("alert", rules.ALERTS, ids=lambda alert: alert.name)
-def test_alert_reads_and_shows_labels_that_exist(alert: rules.Alert) -> None:
+@every_alert
+def test_alert_reads_and_shows_labels_that_exist(alert: Alert) -> None:
     """Every series, matcher and `by` label is published; so is every label that a text shows."""
     found = LABELS.of(alert.expr)
     shown = set(re.findall(r"\$labels\.(\w+)", alert.summary + alert.description))
@@ -46,19 +64,47 @@ def test_alert_reads_and_shows_labels_that_exist(alert: rules.Alert) -> None:
     assert shown <= found, f"the text shows {sorted(shown - found)}, which the alert does not have"
 
 
-@pytest.mark.parametrize("alert", rules.ALERTS, ids=lambda alert: alert.name)
-def test_alert_has_a_runbook(alert: rules.Alert) -> None:
-    """The page exists and says what it means, what to look at and what to do."""
-    page = (ROOT / "docs" / "runbooks" / f"{alert.name}.md").read_text(encoding="utf-8")
+@every_alert
+def test_alert_has_a_runbook(alert: Alert) -> None:
+    """The page says what it means and does, how to confirm it, why it happens, most likely first, and what to do."""
+    page = _page(alert)
     assert page.startswith(f"# {alert.name}\n")
-    for heading in ("## Look at", "## Do"):
-        assert "\n- " in page.split(heading)[1]
+    parts = re.split(r"^## (.*)$", page, flags=re.MULTILINE)
+    assert parts[1::2] == ["Impact", "Confirm", "Causes", "Do"]
+    assert all(part.strip() for part in parts[2::2])
+    assert "\n1. " in parts[6]
+    assert "\n- " in parts[8]
+
+
+@every_alert
+def test_runbook_is_about_things_that_exist(alert: Alert) -> None:
+    """Its PromQL reads series and labels that are published; its panels, alerts and commands are ours."""
+    page = _page(alert)
+    queries = re.findall(r"^    (.+)$", page, flags=re.MULTILINE)
+    assert queries, "no PromQL"
+    for query in queries:
+        assert LABELS.of(query) is not None
+    for name in re.findall(r"`(optwatch_\w+)`", page):
+        assert CATALOGUE.sample(name), name
+    for command in re.findall(r"`optwatch (\w+)", page):
+        assert command in cli.commands, command
+    assert "`optwatch " in page
+    assert set(re.findall(r"(?<!\*)\*(?!smaller|stored)([^*\n]+)\*", page)) <= SHOWN
+    words = set(re.findall(r"\b[A-Z][a-z]+(?:[A-Z][a-z]+)+\b", page))
+    assert words <= {one.name for one in rules.ALERTS}
 
 
 def test_no_runbook_without_an_alert() -> None:
     """A page that no alert leads to is out of date."""
     pages = {page.stem for page in (ROOT / "docs" / "runbooks").glob("*.md")}
     assert pages == {alert.name for alert in rules.ALERTS}
+
+
+def test_runbooks_can_lie_elsewhere() -> None:
+    """Every link of a rule file begins with the address that was given."""
+    made = yaml.safe_load(rules.generate("https://wiki.example/optwatch/"))
+    links = [rule["annotations"]["runbook_url"] for rule in made["groups"][0]["rules"] if "alert" in rule]
+    assert links == [f"https://wiki.example/optwatch/{alert.name}.md" for alert in rules.ALERTS]
 
 
 @pytest.mark.integration

@@ -24,7 +24,9 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "prometheus" / "optwatch.rules.yml"
-BOARD = json.loads((ROOT / "dashboards" / "optimizer.json").read_text(encoding="utf-8"))
+BOARDS = [
+    json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "optwatch/dashboards").glob("*"))
+]
 
 #: What needs no GPU.
 SPECS = [spec for spec in CATALOGUE.values() if not spec.requires]
@@ -88,7 +90,7 @@ def test_every_metric_answers(spec: MetricSpec, prometheus: PrometheusServer) ->
 
 
 def _targets() -> Iterator[tuple[str, str]]:
-    for panel in BOARD["panels"]:
+    for panel in (panel for board in BOARDS for panel in board["panels"]):
         for target in panel.get("targets", ()):
             expr = target["expr"].replace("$__rate_interval", "20s").replace("$__range", "1m")
             specs = [CATALOGUE.sample(found.name) for found in selectors(promql_parser.parse(expr))]
@@ -104,7 +106,9 @@ NAMES = [f"{title} {number}" for number, (title, _) in enumerate(TARGETS)]
 def test_every_panel_shows_data(panel: str, expr: str, prometheus: PrometheusServer) -> None:
     """Each expression of the dashboard that needs no GPU gives data for the chosen run."""
     run = prometheus.query("optwatch_rank_up")[0]["metric"]["run_id"]
-    filled = expr.replace("$run", run).replace("$optimizer", ".+").replace("$group", ".+")
+    filled = expr.replace("$run", run)
+    for variable in ("$job", "$optimizer", "$group", "$rank"):
+        filled = filled.replace(variable, ".+")
     # A rate needs two samples; full statistics come every ten steps.
     assert prometheus.wait_for(filled)
 

@@ -1,0 +1,238 @@
+"""The dashboard "optwatch fleet": all runs, their ranks, hosts and GPUs, from recorded series where there are many."""
+
+from __future__ import annotations
+
+from dashboards.board import Board
+from dashboards.panels import Panel, Query, Row
+from dashboards.queries import (
+    CHOSEN_RUNS,
+    ERROR,
+    GREEN_ABOVE_ZERO_RED,
+    devices,
+    node,
+    recorded,
+    series,
+)
+from deploy.prometheus import recordings
+from deploy.prometheus.alerts import ALERTS
+
+NO_GPU = "no GPU"
+RUNS = f'{CHOSEN_RUNS}, rank=~"$rank"'
+_NAMES = "|".join(alert.name for alert in ALERTS)
+_ALERTS = f'count by (alertname, alertstate) (ALERTS{{alertname=~"{_NAMES}"}})'
+_STEP = recorded(recordings.STEP_MEAN.record, RUNS)
+_OPTIMIZER_STEP = recorded(recordings.OPTIMIZER_STEP_MEAN.record, RUNS)
+
+RUN_ROW = Row(
+    "Runs",
+    (
+        Panel(
+            "Ranks of all runs by state",
+            "short",
+            "How many ranks are running, finished, failed or lost. Good: none lost, none failed; else see RankMissing.",
+            [Query(f"sum by (state) ({series('run_state', RUNS)}) > 0", "{{state}}")],
+            kind="stat",
+            width=12,
+            height=5,
+        ),
+        Panel(
+            "Alerts",
+            "short",
+            "Alerts that wait or fire. Good: none; each has a page that says what to look at and what to do.",
+            [
+                Query(
+                    f'count by (alertname, alertstate) (ALERTS{{alertname=~"{_NAMES}"}})',
+                    "{{alertname}} {{alertstate}}",
+                )
+            ],
+            kind="stat",
+            steps=GREEN_ABOVE_ZERO_RED,
+            width=12,
+            height=5,
+            no_value="none",
+        ),
+        Panel(
+            "Steps a second by run",
+            "suffix: /s",
+            "The slowest rank of each run. Good: constant over a run; where it falls, compare the ranks below.",
+            [Query(f"min by (run_id) (1 / {_STEP})", "{{run_id}}")],
+            minimum=0,
+        ),
+        Panel(
+            "Age of the last step by run",
+            "s",
+            "Time since the slowest rank ended a step. Good: a sawtooth of one step; a straight rise is a stall or a"
+            " finished run.",
+            [Query(f"time() - min by (run_id) ({series('last_step_timestamp', RUNS)})", "{{run_id}}")],
+            minimum=0,
+        ),
+        Panel(
+            "Loss by run",
+            "none",
+            "Mean over the ranks, as the training loops reported it. Good: falling; open the run where it is not.",
+            [Query(f"avg by (run_id) ({series('loss', RUNS)})", "{{run_id}}")],
+            no_value="not reported",
+        ),
+        Panel(
+            "State found minus asked for, by run",
+            "bytes",
+            "Good: exactly 0. Anything else: state is not stored the way it was asked for; see StateBytesUnexpected.",
+            [
+                Query(
+                    f"sum by (run_id, optimizer) ({recorded(recordings.STATE, RUNS)})"
+                    f" - sum by (run_id, optimizer) ({recorded(recordings.EXPECTED, RUNS)})",
+                    "{{run_id}} {{optimizer}}",
+                )
+            ],
+        ),
+        Panel(
+            "State a parameter by run",
+            "suffix: B",
+            "Bytes of optimizer state a parameter, the largest of the ranks. Good: 8 for fp32 AdamW, 4 for bf16, about"
+            " 2.05 for int8; a run above its peers lost its format.",
+            [
+                Query(
+                    f"max by (run_id, optimizer) ({recorded(recordings.PER_PARAMETER, RUNS)})",
+                    "{{run_id}} {{optimizer}}",
+                )
+            ],
+            minimum=0,
+        ),
+        Panel(
+            "Update error by run",
+            "percentunit",
+            "From storing the state, the worst group of each run. Good: below 10 %; above 25 % training suffers.",
+            [
+                Query(
+                    f"max by (run_id, optimizer) ({recorded(recordings.UPDATE_ERROR.record, CHOSEN_RUNS)})",
+                    "{{run_id}} {{optimizer}}",
+                )
+            ],
+            log=True,
+            steps=ERROR,
+        ),
+    ),
+)
+
+RANKS = Row(
+    "Ranks",
+    (
+        Panel(
+            "Mean step by rank",
+            "s",
+            "Over five minutes. Good: lines of a run on top of each other; a rank above them holds the others back.",
+            [Query(_STEP, "{{run_id}} {{rank}}")],
+            minimum=0,
+        ),
+        Panel(
+            "Slowest rank against the median",
+            "none",
+            "Mean step and mean optimizer step of the slowest rank over the median of its run. Good: near 1; see"
+            " StragglerRank above 1.25 and 2.",
+            [
+                Query(f"max by (run_id) ({_STEP}) / quantile by (run_id) (0.5, {_STEP})", "{{run_id}} step"),
+                Query(
+                    f"max by (run_id) ({_OPTIMIZER_STEP}) / quantile by (run_id) (0.5, {_OPTIMIZER_STEP})",
+                    "{{run_id}} optimizer",
+                ),
+            ],
+            minimum=0,
+        ),
+        Panel(
+            "Steps behind the first rank",
+            "short",
+            "Good: 0 or 1; a rank further behind is stalled, or its telemetry is.",
+            [
+                Query(
+                    f"max by (run_id) ({series('step', RUNS)}) - min by (run_id) ({series('step', RUNS)})",
+                    "{{run_id}}",
+                )
+            ],
+            minimum=0,
+        ),
+        Panel(
+            "Ranks and hosts",
+            "none",
+            "Facts about each rank. Good: every rank of the world is listed once.",
+            [Query(series("run", RUNS), "")],
+            kind="table",
+            width=12,
+        ),
+        Panel(
+            "Optimizers",
+            "none",
+            "What was asked for. Good: the codec you meant, on a compiled backend (not reference).",
+            [Query(series("optimizer", RUNS), "")],
+            kind="table",
+            width=12,
+        ),
+    ),
+)
+
+DEVICES = Row(
+    "GPUs of the runs",
+    (
+        Panel(
+            "Device utilisation",
+            "percentunit",
+            "Part of the time in which a kernel ran. Good: near 100 %; dips are data loading or communication.",
+            [devices("device.utilization.ratio", matchers=RUNS)],
+            minimum=0,
+            no_value=NO_GPU,
+        ),
+        Panel(
+            "Device power",
+            "watt",
+            "Power drawn, and the mean from the energy counter. Good: near the limit while training; one GPU far below"
+            " the others waits for them, or is throttled.",
+            [
+                devices("device.power", matchers=RUNS),
+                devices("device.energy", "{{gpu}} mean", rate=True, matchers=RUNS),
+            ],
+            minimum=0,
+            no_value=NO_GPU,
+        ),
+        Panel(
+            "Device temperature",
+            "celsius",
+            "Good: steady, and no throttling beside it; else look at the cooling of the host.",
+            [devices("device.temperature", matchers=RUNS)],
+            no_value=NO_GPU,
+        ),
+        Panel(
+            "Clocks held down",
+            "none",
+            "1 while the driver holds the clock down for the reason. Good: 0, or the power limit only.",
+            [devices("device.clock_throttled", "{{gpu}} {{reason}}", matchers=RUNS)],
+            minimum=0,
+            no_value=NO_GPU,
+        ),
+        Panel(
+            "Device faults",
+            "short",
+            "Whether the device answers, and its ECC errors. Good: up 1, none uncorrected; else drain the host.",
+            [
+                devices("device_up", "up {{gpu}}", matchers=RUNS),
+                devices("device.ecc_errors", "ECC {{error}} {{gpu}}", matchers=RUNS),
+            ],
+            minimum=0,
+            no_value=NO_GPU,
+        ),
+        Panel(
+            "Devices",
+            "none",
+            "UUID, model and driver of each GPU. Good: the same model and driver everywhere.",
+            [Query(node("device", matchers=RUNS), "")],
+            kind="table",
+            no_value=NO_GPU,
+        ),
+    ),
+)
+
+BOARD = Board(
+    "fleet",
+    "All runs: how they go, which rank holds its run back, and what the GPUs say.",
+    (RUN_ROW, RANKS, DEVICES),
+    shown=("job", "run", "rank"),
+    many_runs=True,
+)

@@ -1,0 +1,145 @@
+"""The dashboard "optwatch monitor": the agents, and what watching costs."""
+
+from __future__ import annotations
+
+from dashboards.board import Board
+from dashboards.panels import Panel, Query, Row
+from dashboards.queries import (
+    ANY_JOB,
+    CHOSEN_RUNS,
+    GREEN_ABOVE_ZERO_RED,
+    growth,
+    rate,
+    series,
+    total,
+)
+
+RUNS = f'{CHOSEN_RUNS}, rank=~"$rank"'
+
+OVERVIEW = Row(
+    "Overview",
+    (
+        Panel(
+            "Agents that answer",
+            "none",
+            "Agents that Prometheus scrapes, of all it knows. Good: all; for the others see AgentDown.",
+            [Query(f"sum (up{{{ANY_JOB}}})", "answer"), Query(f"count (up{{{ANY_JOB}}})", "known")],
+            kind="stat",
+            width=6,
+            height=4,
+        ),
+        Panel(
+            "Ranks watched",
+            "none",
+            "Living ranks of the runs chosen. Good: the world sizes of the runs, added up.",
+            [Query(f"sum ({series('rank_up', RUNS)})", "ranks")],
+            kind="stat",
+            width=6,
+            height=4,
+        ),
+        Panel(
+            "Dropped, skipped, failed",
+            "short",
+            "In the time shown: samples overwritten before they were read, series over the cap, boards that could not"
+            " be read, driver calls that failed. Good: 0; else the panels below say where.",
+            [
+                growth("samples_dropped", RUNS, "samples"),
+                growth("series_dropped", RUNS, "series"),
+                growth("boards_skipped", ANY_JOB, "boards"),
+                growth("nvml_errors", ANY_JOB, "driver calls"),
+            ],
+            kind="stat",
+            steps=GREEN_ABOVE_ZERO_RED,
+            decimals=0,
+            width=12,
+            height=4,
+        ),
+    ),
+)
+
+COST = Row(
+    "What watching costs",
+    (
+        Panel(
+            "Overhead of watching",
+            "percentunit",
+            "Time that watching takes from the training process. Good: below 0.1 %; else raise `every`.",
+            [rate("overhead", "run_id", "rank", matchers=RUNS)],
+            minimum=0,
+        ),
+        Panel(
+            "Age of the full statistics",
+            "s",
+            "How old the newest full statistics were at the newest step. Good: no more than `every` steps; it grows"
+            " without end where they have stopped: see TelemetryStale.",
+            [
+                Query(
+                    f"max by (run_id, rank) ({series('last_step_timestamp', RUNS)})"
+                    f" - max by (run_id, rank) ({series('last_sample_timestamp', RUNS)})",
+                    "{{run_id}} {{rank}}",
+                )
+            ],
+            minimum=0,
+        ),
+        Panel(
+            "Time to render a scrape",
+            "s",
+            "Good: below 50 ms; it grows with ranks and groups. Serve fewer series, or scrape less often.",
+            [Query(f"max by (instance) ({series('scrape_duration', ANY_JOB)})", "{{instance}}")],
+            minimum=0,
+        ),
+    ),
+)
+
+LOSSES = Row(
+    "What is missing",
+    (
+        Panel(
+            "Samples dropped a second",
+            "suffix: /s",
+            "Samples overwritten in the ring before the agent read them. Good: 0; else the agent lacks CPU time.",
+            [rate("samples_dropped", "run_id", "rank", matchers=RUNS)],
+            minimum=0,
+        ),
+        Panel(
+            "Series over the cap",
+            "short",
+            "Series left out because a rank has too many, since the agent started. Good: 0; else use fewer groups or"
+            " raise `--series`.",
+            [total("series_dropped", "run_id", "rank", matchers=RUNS)],
+            minimum=0,
+        ),
+        Panel(
+            "Boards skipped",
+            "short",
+            "Boards that could not be read, since the agent started. Good: 0; a `version` in another environment's"
+            " format needs an agent of that version.",
+            [total("boards_skipped", "instance", "reason", matchers=ANY_JOB)],
+            minimum=0,
+        ),
+        Panel(
+            "Driver calls that failed",
+            "short",
+            "Calls of the GPU driver that failed or did not return in time, since the agent started. Good: 0; else"
+            " look at the device itself.",
+            [total("nvml_errors", "instance", matchers=ANY_JOB)],
+            minimum=0,
+        ),
+        Panel(
+            "Agents",
+            "none",
+            "Version of each agent. Good: the same on all nodes.",
+            [Query(series("build", ANY_JOB), "")],
+            kind="table",
+            width=16,
+        ),
+    ),
+)
+
+BOARD = Board(
+    "monitor",
+    "The agents themselves: whether they answer, what watching costs, what is missing.",
+    (OVERVIEW, COST, LOSSES),
+    shown=("job", "run", "rank"),
+    many_runs=True,
+)
