@@ -36,8 +36,9 @@ class Mark(NamedTuple):
 
 def _event(name: str, event: str, color: str) -> Mark:
     """The newest event of a kind, at the very time at which it happened; Grafana counts in milliseconds."""
-    newest = f"max by (run_id, rank) ({series('last_event_timestamp', f'{RUN}, event="{event}"')})"
-    return Mark(name, color, f"{name}, rank {{{{rank}}}}", f"{newest} * 1000", value_is_time=True)
+    newest = series("last_event_timestamp", f'{RUN}, event="{event}"')
+    expr = f"max by (run_id, rank) ({newest}) * 1000"
+    return Mark(name, color, name + ", rank {{rank}}", expr, value_is_time=True)
 
 
 _STATE = series("optimizer.state", OPTIMIZER)

@@ -126,12 +126,24 @@ LOSSES = Row(
             minimum=0,
         ),
         Panel(
+            "OTLP pushes a second",
+            "suffix: /s",
+            "Pushes that a collector took, and those that did not reach it. Good: no failures; see ExportFailing.",
+            [
+                rate("otlp_exports", "instance", matchers=ANY_JOB, legend="taken {{instance}}"),
+                rate(
+                    "otlp_failures", "instance", "reason", matchers=ANY_JOB, legend="{{reason}} {{instance}}"
+                ),
+            ],
+            minimum=0,
+            no_value="no collector",
+        ),
+        Panel(
             "Agents",
             "none",
             "Version of each agent. Good: the same on all nodes.",
             [Query(series("build", ANY_JOB), "")],
             kind="table",
-            width=16,
         ),
     ),
 )

@@ -14,6 +14,7 @@ BOARD = Board(
 #: Metrics that are on no panel of any dashboard, each with its reason.
 EXEMPT: dict[str, str] = {
     "optwatch.scalar": "its names are the training loop's own: a panel of them is made by hand",
+    "optwatch.events": "annotations show when each happened; the count is for queries of one's own",
     "optwatch.training.tokens": "not every loop counts them: a panel without data would be no use",
     "optwatch.training.samples": "not every loop counts them: a panel without data would be no use",
 }

@@ -319,6 +319,14 @@ ALERTS = (
         "GPU {{ $labels.gpu }} on {{ $labels.instance }} was lost.",
     ),
     Alert(
+        "ExportFailing",
+        f"sum by (instance, reason) (rate({name['otlp_failures']}[5m])) > 0",
+        "10m",
+        "warning",
+        "An agent cannot push its metrics",
+        "The agent at {{ $labels.instance }} loses {{ $value | humanize }} pushes a second: {{ $labels.reason }}.",
+    ),
+    Alert(
         "AgentDown",
         # An agent leaves by itself after its last run: it is missed only where a run was going on when last seen.
         f'up{{job="optwatch"}} == 0\n'

@@ -53,6 +53,7 @@ RSS = f"optwatch_host_memory_rss_bytes{{{R}}}"
 ALLOCATED = f'optwatch_allocator_allocated_bytes{{{R}, gpu="GPU-1"}}'
 RETRIES = f'optwatch_allocator_retries_total{{{R}, gpu="GPU-1"}}'
 ECC = 'optwatch_device_ecc_errors_total{{instance="a", gpu="GPU-1", error="{0}"}}'
+FAILURES = 'optwatch_otlp_failures_total{instance="a", reason="refused"}'
 AGENT = 'up{job="optwatch", instance="a"}'
 AGENT_RUNNING = f'optwatch_run_state{{job="optwatch", instance="a", {R}, state="running"}}'
 
@@ -347,6 +348,12 @@ CASES = (
     Case("TelemetryStale", "statistics are off", {STEP_TIME: "0+60x90", **RUNNING}, firing={80: 0}),
     Case("SamplesDropped", "one a second", {DROPPED: "0+60x60"}, firing={11: 0, 12: 1}, pending={2: 1, 11: 1}),
     Case("SamplesDropped", "one a minute", {DROPPED: "0+1x60"}, firing={30: 0}),
+    Case(
+        "ExportFailing", "a dead collector",
+        {FAILURES: "0x4 5+10x50"}, firing={14: 0, 15: 1}, pending={5: 1, 14: 1},
+    ),
+    Case("ExportFailing", "a burst", {FAILURES: "0x4 5x50"}, firing={15: 0, 30: 0}),
+    Case("ExportFailing", "the agent starts again", {FAILURES: "9x9 0x50"}, firing={15: 0, 25: 0}),
     Case(
         "DeviceLost", "lost",
         {'optwatch_device_up{gpu="GPU-1"}': "1x9 0x50"}, firing={10: 0, 11: 1}, pending={10: 1},
