@@ -19,6 +19,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 from optwatch.agent import logs  # noqa: E402 - the environment comes first
 from optwatch.agent.service import serve, snapshot_once  # noqa: E402
 from optwatch.agent.settings import Settings  # noqa: E402
+from optwatch.agent.webconfig import WebConfigError  # noqa: E402
 from optwatch.board import BoardDirectoryError  # noqa: E402
 from optwatch.board.replace import replace_file  # noqa: E402
 from optwatch.exporters.otlp import PROTOCOLS, OtlpError  # noqa: E402
@@ -69,6 +70,7 @@ _OPTIONS: dict[str, tuple[_Kind, str]] = {
     "host": (str, "address to bind to"),
     "port": (_port, "first port to try; the next ones and then any free one follow"),
     "advertise": (str, "host under which Prometheus is to reach it"),
+    "web_config": (str, "web-config.yml of Prometheus' exporter-toolkit: TLS, mutual TLS, passwords"),
     "interval": (_seconds, "seconds between polls of the boards"),
     "grace": (_grace, "seconds to serve the last values of a rank that ended"),
     "series": (_series, "series of one rank at most"),
@@ -133,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
             _once(options.dir, settings)
         else:
             serve(options.dir, settings)
-    except (BoardDirectoryError, OSError, OtlpError) as error:
+    except (BoardDirectoryError, OSError, OtlpError, WebConfigError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -15,6 +16,8 @@ from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, TypeAlias
 from urllib.parse import parse_qsl
+
+from optwatch.agent.webconfig import WebConfig
 
 log = logging.getLogger("optwatch.agent")
 
@@ -98,12 +101,15 @@ class _Handler(BaseHTTPRequestHandler):
         except _TooLargeError:
             self.request_version = "HTTP/1.0"
             self._answer(431, "text/plain", b"request too large\n")
-        except (ConnectionError, TimeoutError):
+        except (ConnectionError, TimeoutError, ssl.SSLError):
             pass  # the client went away, or would not take its answer
 
     def parse_request(self) -> bool:
-        """Refuse other methods before looking for a handler: 405 with what is allowed, not 501."""
+        """Refuse strangers, and other methods before looking for a handler: 405 with what is allowed, not 501."""
         if not super().parse_request():
+            return False
+        if not self.server.web.authorised(self.headers.get("Authorization")):
+            self._answer(401, "text/plain", b"unauthorized\n", {"WWW-Authenticate": "Basic"})
             return False
         if self.command == "GET":
             return True
@@ -126,6 +132,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {
             "Content-Type": content_type,
             "Content-Length": str(len(body)),
+            **self.server.web.access().headers,
             **(more or {}),
         }.items():
             self.send_header(name, value)
@@ -144,8 +151,8 @@ class Server(ThreadingMixIn, TCPServer):
     allow_reuse_address = True
     request_queue_size = 64
 
-    def __init__(self, host: str, port: int, pages: Mapping[str, Page]) -> None:
-        self.pages = pages
+    def __init__(self, host: str, port: int, pages: Mapping[str, Page], web: WebConfig | None = None) -> None:
+        self.pages, self.web = pages, web or WebConfig()
         self._serving = False
         self._slots = threading.BoundedSemaphore(_CONNECTIONS)
         if ":" in host:
@@ -153,12 +160,14 @@ class Server(ThreadingMixIn, TCPServer):
         super().__init__((host, port), _Handler)
 
     @classmethod
-    def on_free_port(cls, host: str, port: int, pages: Mapping[str, Page]) -> Server:
+    def on_free_port(
+        cls, host: str, port: int, pages: Mapping[str, Page], web: WebConfig | None = None
+    ) -> Server:
         """Bind to the port, else one of the next ones, else any free one."""
         last = min(port + _NEXT_PORTS, 65536)
         for candidate in (*range(port, last), 0) if port else (0,):
             try:
-                server = cls(host, candidate, pages)
+                server = cls(host, candidate, pages, web)
             except OSError as error:
                 if candidate == 0:
                     raise OSError(error.errno, error.strerror, f"{host}:{port}") from error
@@ -184,6 +193,27 @@ class Server(ThreadingMixIn, TCPServer):
         if self._serving:
             self.shutdown()
         self.server_close()
+
+    @property
+    def scheme(self) -> str:
+        """``https`` with a certificate, else ``http``."""
+        return "http" if self.web.access().context is None else "https"
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """Shake hands first where there is a certificate, in the connection's own thread and with a time limit."""
+        access = self.web.access()
+        if access.context is None:
+            super().finish_request(request, client_address)
+            return
+        request.settimeout(_REQUEST_SECONDS)
+        try:
+            with access.context.wrap_socket(request, server_side=True) as secured:
+                if access.admits(secured):
+                    super().finish_request(secured, client_address)
+                    secured.settimeout(_REQUEST_SECONDS)
+                    secured.unwrap()
+        except OSError as error:  # no TLS, no certificate, or gone
+            log.debug("%s: %s", client_address[0], error)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Refuse what is beyond the limit of connections."""

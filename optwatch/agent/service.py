@@ -18,6 +18,7 @@ from optwatch.agent.election import Election
 from optwatch.agent.nvml import NvmlSampler
 from optwatch.agent.server import Page, Request, Response, Server
 from optwatch.agent.settings import Settings
+from optwatch.agent.webconfig import WebConfig
 from optwatch.board import board_directory, secure_directory
 from optwatch.exporters.base import Exporter, Snapshot, Values
 from optwatch.exporters.otlp import OtlpError, OtlpExporter, OtlpSettings
@@ -42,13 +43,14 @@ class _Sink:
 class Agent:
     """One agent of one directory; `serve` is the usual way to run one.
 
-    Raises OtlpError or OSError if an exporter that was asked for cannot be had.
+    Raises OtlpError, WebConfigError or OSError if what was asked for cannot be had.
     """
 
     def __init__(self, directory: Path, settings: Settings) -> None:
         self._directory, self._settings = directory, settings
         self._boards = Boards(directory, settings.grace)
         self._nvml = NvmlSampler(settings.device_interval, settings.device_limit)
+        self._web = WebConfig(settings.web_config)
         self._sinks, values = _sinks(settings)
         self._collector = Collector(self._boards, self._nvml, settings.series, *values)
         self._prometheus = PrometheusExporter()
@@ -63,10 +65,11 @@ class Agent:
         """Read the boards, bind and publish the address, which is returned. Raises OSError if no port is free."""
         self._poll()
         settings = self._settings
-        self._server = Server.on_free_port(settings.host, settings.port, self._pages())
+        self._server = Server.on_free_port(settings.host, settings.port, self._pages(), self._web)
         host = _WILDCARDS.get(settings.host, settings.host)
-        url = f"http://{advertised(host, self._server.port, None)}/metrics"
-        outside = f"http://{advertised(settings.host, self._server.port, settings.advertise)}/metrics"
+        scheme, port = self._server.scheme, self._server.port
+        url = f"{scheme}://{advertised(host, port, None)}/metrics"
+        outside = f"{scheme}://{advertised(settings.host, port, settings.advertise)}/metrics"
         self._discovery = Discovery(outside, self._directory, settings.file_sd)
         self._discovery.update(self._boards.ranks.values())
         self._server.start()
@@ -196,7 +199,7 @@ def serve(directory: str | os.PathLike[str] | None = None, settings: Settings | 
 
     Returns False at once if another process is the agent of this directory. Raises BoardDirectoryError if the
     directory is not private or not writable, OSError if no port can be bound or a file that was asked for cannot be
-    made, OtlpError if OTLP was asked for and cannot be set up.
+    made, OtlpError or WebConfigError if OTLP or a web-config file was asked for and cannot be used.
     """
     root = board_directory() if directory is None else secure_directory(directory)
     election = Election(root)

@@ -12,6 +12,7 @@ class Settings:
     host: str = "127.0.0.1"  # address to bind to
     port: int = 9464  # first port to try; the next ones and then any free one follow
     advertise: str | None = None  # host under which others reach it; None = `host`, or this machine's name
+    web_config: str | None = None  # web-config.yml with TLS and passwords; None = plain and open
     interval: float = 0.5  # seconds between polls: looks live, and a board's rings hold seconds more
     grace: float = 300.0  # seconds to serve the last values of a rank that ended
     series: int = 300  # series of one rank at most; what is beyond is counted
