@@ -15,6 +15,7 @@ from optwatch.codecs import Codec, StateFormat, check_state, codec_for
 from optwatch.kernels import PlanSpec, check_backend
 from optwatch.optim.binding import Binding, Stale
 from optwatch.optim.checkpoint import load
+from optwatch.optim.interchange import export
 from optwatch.optim.options import Ranges, check
 from optwatch.optim.release import Release
 from optwatch.optim.slots import begin, decode, identify
@@ -57,6 +58,8 @@ class Optimizer(torch.optim.Optimizer):
         self._bindings: list[Binding] | None = None
         self._steps = 0
         self._release: Release | None = None
+        #: Slots of parameters whose format was converted by loading a checkpoint, since construction.
+        self.state_conversions = 0
         super().__init__(params, {**defaults, "state": state, "seed": seed, "schema": SCHEMA})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -312,9 +315,18 @@ class Optimizer(torch.optim.Optimizer):
         """Load what :meth:`state_dict` gave; low-bit state stays as it is and training continues bit by bit.
 
         State in another format than ``state=`` asks for (also that of the torch.optim class) is refused with a
-        ``ValueError`` that names both, or converted with ``convert=True``. An error leaves the optimizer as it was.
+        ``ValueError`` that names both, or converted with ``convert=True``. So is a checkpoint of bitsandbytes, torchao
+        or FlashOptim. :attr:`state_conversions` counts. An error leaves the optimizer as it was.
         """
-        load(self, state_dict, convert)
+        self.state_conversions += load(self, state_dict, convert)
+
+    def export_state_dict(self, to: str = "torch") -> dict[str, Any]:
+        """The state as another library keeps it: a checkpoint for its optimizer of the same kind.
+
+        ``"torch"``: fp32 tensors under torch.optim's names. ``"bitsandbytes"``: the layout of its 8-bit optimizers.
+        Raises a ``ValueError`` for a rule or an option that the other library does not have.
+        """
+        return export(self, to)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle takes along: not the subscribers, and no pointers."""
@@ -326,6 +338,7 @@ class Optimizer(torch.optim.Optimizer):
         self._bindings = None
         self.__dict__.setdefault("_subscribers", {})
         self.__dict__.setdefault("_release", None)
+        self.__dict__.setdefault("state_conversions", 0)
 
 
 def count_state_bytes(states: Iterable[Mapping[str, Any]], slots: tuple[str, ...]) -> dict[StateKind, int]:

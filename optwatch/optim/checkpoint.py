@@ -6,7 +6,7 @@ torch.optim's own loader casts every state tensor to its parameter's dtype: int8
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optwatch.codecs import Codec, check_state, codec_for
 from optwatch.kernels.random import keys, numbers
+from optwatch.optim.interchange import Peer, peer_of
 from optwatch.optim.layout import flat, memory_order
 from optwatch.optim.slots import buffer_key, decode, identify, keep, shaped_like_parameter
 from optwatch.rules import Rule
@@ -42,28 +43,47 @@ class Loadable(Protocol):
         """Take over new state and groups."""
 
 
-def load(optimizer: Loadable, state_dict: Mapping[str, Any], convert: bool) -> None:
-    """See :meth:`optwatch.optim.Optimizer.load_state_dict`."""
+def load(optimizer: Loadable, state_dict: Mapping[str, Any], convert: bool) -> int:
+    """See :meth:`optwatch.optim.Optimizer.load_state_dict`. Returns how many slots of parameters were converted."""
     state_dict = dict(state_dict)
     # torch has no public way to run the hooks that it lets people register.
     for before in optimizer._optimizer_load_state_dict_pre_hooks.values():  # noqa: SLF001
         changed = before(optimizer, state_dict)
         if changed is not None:
             state_dict = changed
-    groups = _groups(optimizer, state_dict)
-    state = _state(optimizer, state_dict, groups, convert)
+    _check_form(state_dict)
+    peer = peer_of(state_dict)
+    if peer is not None and not convert:
+        raise ValueError(f"the checkpoint is one of {peer.NAME}: load it with convert=True")
+    groups = _groups(optimizer, state_dict, peer)
+    state, converted = _state(optimizer, state_dict, groups, convert, peer)
     optimizer.__setstate__({"state": state, "param_groups": groups})
     for after in optimizer._optimizer_load_state_dict_post_hooks.values():  # noqa: SLF001
         after(optimizer)
+    return converted
 
 
-def _groups(optimizer: Loadable, state_dict: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The optimizer's groups with the checkpoint's options. The state format stays what the constructor asked for."""
+def _check_form(state_dict: Mapping[str, Any]) -> None:
+    """Raise a ``ValueError`` for what is not the state dict of any optimizer."""
     for key in ("state", "param_groups"):
         if key not in state_dict:
             raise ValueError(
                 f"not an optimizer's state dict: {key!r} is missing, found {sorted(map(str, state_dict))}"
             )
+    state, groups = state_dict["state"], state_dict["param_groups"]
+    if not isinstance(state, Mapping) or not all(isinstance(one, Mapping) for one in state.values()):
+        raise ValueError("not an optimizer's state dict: 'state' is not a dict of dicts")
+    if not isinstance(groups, Sequence) or not all(isinstance(one, Mapping) for one in groups):
+        raise ValueError("not an optimizer's state dict: 'param_groups' is not a list of dicts")
+    for number, group in enumerate(state_dict["param_groups"]):
+        if not isinstance(group.get("params"), Sequence):
+            raise ValueError(  # noqa: TRY004 - what a checkpoint holds, not an argument of the wrong type
+                f"not an optimizer's state dict: group {number} has no list 'params'"
+            )
+
+
+def _groups(optimizer: Loadable, state_dict: Mapping[str, Any], peer: Peer | None) -> list[dict[str, Any]]:
+    """The optimizer's groups with the checkpoint's options. The state format stays what the constructor asked for."""
     saved, own = state_dict["param_groups"], optimizer.param_groups
     sizes, wanted = [len(group["params"]) for group in saved], [len(group["params"]) for group in own]
     if sizes != wanted:
@@ -77,9 +97,10 @@ def _groups(optimizer: Loadable, state_dict: Mapping[str, Any]) -> list[dict[str
             raise ValueError(
                 f"the checkpoint has schema {schema!r}; this version of optwatch reads {new['schema']}"
             )
+        options = old if peer is None else peer.options(old, new)
         group = {
             **new,
-            **{key: value for key, value in old.items() if key not in {"params", "state", "schema"}},
+            **{key: value for key, value in options.items() if key not in {"params", "state", "schema"}},
         }
         optimizer.check_options(group)
         groups.append(group)
@@ -87,21 +108,27 @@ def _groups(optimizer: Loadable, state_dict: Mapping[str, Any]) -> list[dict[str
 
 
 def _state(
-    optimizer: Loadable, state_dict: Mapping[str, Any], groups: list[dict[str, Any]], convert: bool
-) -> dict[Tensor, dict[str, Any]]:
-    """The checkpoint's state, checked, converted if asked to, on the parameters' devices."""
+    optimizer: Loadable,
+    state_dict: Mapping[str, Any],
+    groups: list[dict[str, Any]],
+    convert: bool,
+    peer: Peer | None,
+) -> tuple[dict[Tensor, dict[str, Any]], int]:
+    """The checkpoint's state, checked, converted if asked to, on the parameters' devices; and how many slots were."""
     found = dict(state_dict["state"])
     loaded: dict[Tensor, dict[str, Any]] = defaultdict(dict)  # as torch's: parameters may be stepped later
+    converted = 0
     for group, saved in zip(groups, state_dict["param_groups"], strict=True):
         for position, (param, number) in enumerate(zip(group["params"], saved["params"], strict=True)):
             if number not in found:
                 continue  # it had not been stepped
             name = optimizer.parameter_name(group, position)
             loader = _Parameter(optimizer, group, param, name, number)
-            loaded[param] = loader.load(dict(found.pop(number)), convert)
+            loaded[param] = loader.load(dict(found.pop(number)), convert, peer)
+            converted += loader.converted
     if found:
         raise ValueError(f"the checkpoint has state for unknown parameters: {sorted(map(str, found))[:5]}")
-    return loaded
+    return loaded, converted
 
 
 class _Parameter:
@@ -112,10 +139,17 @@ class _Parameter:
     ) -> None:
         self.rule, self.format, self.seed = optimizer.rule_for(group), group["state"], int(group["seed"])
         self.param, self.name, self.index = param, name, index
+        self.converted = 0
 
-    def load(self, saved: dict[str, Any], convert: bool) -> dict[str, Any]:
+    def load(self, saved: dict[str, Any], convert: bool, peer: Peer | None) -> dict[str, Any]:
         """The state to use; a ``ValueError`` names the parameter, what was found and what was expected."""
         check_state(self.format, [slot.name for slot in self.rule.slots])
+        if peer is not None:
+            try:
+                saved = peer.read(saved, self.rule, self.param)
+            except ValueError as error:
+                raise ValueError(f"{peer.NAME}'s state of {self.name} does not fit: {error}") from None
+            self.converted = len(self.rule.slots)
         if "step" not in saved and not self.rule.stepless:
             raise ValueError(f"the checkpoint's state of {self.name} has no 'step', found {sorted(saved)}")
         # Without a count, all that matters is that the first step lies behind.
@@ -130,6 +164,7 @@ class _Parameter:
             if codec is wanted and ordered:
                 state.update(self._take(codec, slot.name, saved))
             elif convert:
+                self.converted += peer is None
                 state.update(self._convert(codec, wanted, slot.name, saved))
             else:
                 raise ValueError(self._refusal(codec, wanted, slot.name))

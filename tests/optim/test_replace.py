@@ -67,3 +67,22 @@ def test_names_are_kept_and_strangers_refused() -> None:
         replace(Own([param]))
     with pytest.raises(ValueError, match="unknown state format 'int3'"):
         replace(torch.optim.Adam([param]), state="int3")
+
+
+@pytest.mark.parametrize("state", ["fp32", "bf16", "int8", "int4"])
+@pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
+def test_torch_goes_on_from_an_export(
+    kind: type[torch.optim.Optimizer], options: dict[str, Any], state: str
+) -> None:
+    """Its next step from the exported state is ours, whatever format ours is in: both start from the stored values."""
+    ours, theirs = parameters(), parameters()
+    mine = replace(kind(ours, **options), state=state, backend="reference")
+    train(mine, ours, range(3))
+    for param, other in zip(ours, theirs, strict=True):
+        other.data.copy_(param.data)
+    oracle = kind(theirs)
+    oracle.load_state_dict(mine.export_state_dict("torch"))
+    train(mine, ours, range(3, 4))
+    train(oracle, theirs, range(3, 4))
+    assert_same(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert {key: value for key, value in oracle.param_groups[0].items() if key in options} == options
