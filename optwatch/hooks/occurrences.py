@@ -38,6 +38,7 @@ class Occurrences:
     def __init__(self, optimizer: torch.optim.Optimizer, probe: Probe, event: Event, guard: Guard) -> None:
         self._probe, self._event = weakref.proxy(probe), event
         self._saved: Mapping[str, set[torch.dtype]] = {}
+        self._conversions: int | None = None
         self._rates: list[_Rate] = []
         self._skipped = probe.skipped
         self._arrivals = Arrivals()
@@ -57,14 +58,20 @@ class Occurrences:
     def _checkpoint(self, *_: object) -> None:
         self._event("checkpoint")
 
-    def _loading(self, _: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
+    def _loading(self, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
+        self._conversions = conversions(optimizer)
         self._saved = slot_dtypes(state_dict.get("state", {}).values())
 
     def _loaded(self, optimizer: torch.optim.Optimizer) -> None:
         saved, self._saved = self._saved, {}
         loaded = slot_dtypes(optimizer.state.values())
         self._event("resume")
-        if any(loaded[slot] != dtypes for slot, dtypes in saved.items()):
+        known = conversions(optimizer)
+        if known is None:
+            converted = any(loaded[slot] != dtypes for slot, dtypes in saved.items())
+        else:
+            converted = known != self._conversions
+        if converted:
             self._event("format_conversion")
 
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -105,6 +112,11 @@ class _Rate:
         low, high = sorted((abs(self.value), abs(value)))
         self.value = value
         return stood >= STOOD or 0 < low < high / JUMP
+
+
+def conversions(optimizer: torch.optim.Optimizer) -> int | None:
+    """How many slots an optimizer has converted in loading; None for one that does not count."""
+    return getattr(optimizer, "state_conversions", None)
 
 
 def slot_dtypes(states: Iterable[object]) -> Mapping[str, set[torch.dtype]]:

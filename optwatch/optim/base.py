@@ -318,7 +318,7 @@ class Optimizer(torch.optim.Optimizer):
         ``ValueError`` that names both, or converted with ``convert=True``. So is a checkpoint of bitsandbytes, torchao
         or FlashOptim. :attr:`state_conversions` counts. An error leaves the optimizer as it was.
         """
-        self.state_conversions += load(self, state_dict, convert)
+        load(self, state_dict, convert)
 
     def export_state_dict(self, to: str = "torch") -> dict[str, Any]:
         """The state as another library keeps it: a checkpoint for its optimizer of the same kind.

@@ -25,6 +25,7 @@ class Loadable(Protocol):
     """The optimizer, as far as loading is concerned."""
 
     param_groups: list[dict[str, Any]]
+    state_conversions: int
     _optimizer_load_state_dict_pre_hooks: OrderedDict[
         int, Callable[[Any, dict[str, Any]], dict[str, Any] | None]
     ]
@@ -43,8 +44,8 @@ class Loadable(Protocol):
         """Take over new state and groups."""
 
 
-def load(optimizer: Loadable, state_dict: Mapping[str, Any], convert: bool) -> int:
-    """See :meth:`optwatch.optim.Optimizer.load_state_dict`. Returns how many slots of parameters were converted."""
+def load(optimizer: Loadable, state_dict: Mapping[str, Any], convert: bool) -> None:
+    """See :meth:`optwatch.optim.Optimizer.load_state_dict`."""
     state_dict = dict(state_dict)
     # torch has no public way to run the hooks that it lets people register.
     for before in optimizer._optimizer_load_state_dict_pre_hooks.values():  # noqa: SLF001
@@ -58,9 +59,9 @@ def load(optimizer: Loadable, state_dict: Mapping[str, Any], convert: bool) -> i
     groups = _groups(optimizer, state_dict, peer)
     state, converted = _state(optimizer, state_dict, groups, convert, peer)
     optimizer.__setstate__({"state": state, "param_groups": groups})
+    optimizer.state_conversions += converted
     for after in optimizer._optimizer_load_state_dict_post_hooks.values():  # noqa: SLF001
         after(optimizer)
-    return converted
 
 
 def _check_form(state_dict: Mapping[str, Any]) -> None:

@@ -110,6 +110,24 @@ def test_a_conversion_is_an_event(directory: Path, asked: bool) -> None:
         assert events(directory) == {"resume": 1, "format_conversion": 1}
 
 
+def test_a_foreign_checkpoint_is_a_conversion(directory: Path) -> None:
+    """Whatever its keys are, and also where its values are taken as they are."""
+    model = layer()
+    tensors = {
+        number: {
+            "step": 3,
+            "state1": torch.zeros(tuple(param.shape)),
+            "state2": torch.zeros(tuple(param.shape)),
+        }
+        for number, param in enumerate(model.parameters())
+    }
+    group = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "params": list(tensors)}
+    optimizer = AdamW(model.parameters())
+    with optwatch.watch(optimizer, model, directory=directory, agent=False):
+        optimizer.load_state_dict({"state": tensors, "param_groups": [group]}, convert=True)
+        assert events(directory) == {"resume": 1, "format_conversion": 1}
+
+
 RATES = {
     "constant": ([1.0] * 30, 0),
     "every step": ([1.0 / (1 + i / 50) for i in range(30)], 0),
