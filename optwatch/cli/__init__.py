@@ -1,4 +1,4 @@
-"""The ``optwatch`` command: ``demo``, ``top``, ``agent``, ``baseline`` and ``check``."""
+"""The ``optwatch`` command: ``demo``, ``top``, ``agent``, ``run``, ``baseline`` and ``check``."""
 
 from __future__ import annotations
 

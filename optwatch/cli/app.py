@@ -78,6 +78,31 @@ def agent(arguments: tuple[str, ...]) -> None:
     sys.exit(run_agent(list(arguments)))
 
 
+@cli.command("run", context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Full statistics in one of so many steps.",
+)
+@click.option("--run-id", metavar="ID", help="Name of the run on every series.  [default: made up]")
+@click.option("--dir", "directory", metavar="DIR", help="Where the boards lie.  [default: in shared memory]")
+@click.option("--no-agent", is_flag=True, help="Start no agent; the boards stay until one takes them.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
+def run_(
+    every: int, run_id: str | None, directory: str | None, no_agent: bool, command: tuple[str, ...]
+) -> None:
+    """Run COMMAND and watch every optimizer that it makes, without a change to it.
+
+    For example `optwatch run -- python train.py`, or `optwatch run -- torchrun train.py`. Output, exit code and
+    signals are the command's own. What could not be watched is noted in run.log beside the boards.
+    """
+    from optwatch.cli.launch import run_command
+
+    run_command(command, every=every, run_id=run_id, directory=directory, agent=not no_agent)
+
+
 @cli.group()
 def baseline() -> None:
     """Write down what a run cost, for `optwatch check`."""

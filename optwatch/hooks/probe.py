@@ -80,6 +80,11 @@ class Probe:
         self._describe(optimizer)
 
     @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """What it watches, if that still exists."""
+        return self._optimizer()
+
+    @property
     def alive(self) -> bool:
         """Whether the optimizer still exists."""
         return self._optimizer() is not None

@@ -18,16 +18,16 @@ from typing import cast
 import torch
 
 from optwatch.board import BoardError, board_directory
+from optwatch.board.run import run_facts
 from optwatch.board.writer import Values
 from optwatch.hooks.allocator import Allocator
 from optwatch.hooks.context import Context
+from optwatch.hooks.distributed import model_replicas, rank_facts, tensor_replicas
 from optwatch.hooks.groups import by_depth, parameter_names
 from optwatch.hooks.launch import ensure_agent, find_agent
 from optwatch.hooks.occurrences import Occurrences
 from optwatch.hooks.probe import Probe
 from optwatch.hooks.publisher import Publisher
-from optwatch.hooks.replicas import model_replicas, tensor_replicas
-from optwatch.hooks.run import run_facts
 
 #: One of so many steps sums the full statistics. Such a step takes about half as long again on a CPU, so one in
 #: fifty costs about one per cent on average.
@@ -87,11 +87,18 @@ def watch(
 def begin(
     optimizers: Sequence[torch.optim.Optimizer], model: torch.nn.Module | None, facts: Mapping[str, object], every: int,
     replicas: int | None, directory: str | os.PathLike[str] | None, agent: bool, say: Callable[[str], None] = _say,
+    automatic: bool = False,
 ) -> Watch:  # fmt: skip
-    """Make the watch that :func:`current` then returns; ``say`` is told in a line what goes wrong."""
+    """Make the watch that :func:`current` then returns; ``say`` is told in a line what goes wrong.
+
+    One that nobody asked for (``automatic``) makes way for one that somebody did.
+    """
     global _newest
-    facts = {**facts, "replicas": replicas or model_replicas(model)}
+    if (before := current()) is not None and before.automatic:
+        before.close()
+    facts = {**facts, **rank_facts(), "replicas": replicas or model_replicas(model)}
     made = Watch(model, facts, every, replicas, directory, say)
+    made.automatic = automatic
     made.add(*optimizers)
     made.start(agent)
     _newest = made
@@ -111,7 +118,8 @@ class Watch:
         directory: str | os.PathLike[str] | None, say: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.run_id, self.rank = str(facts["run_id"]), int(str(facts["rank"]))
-        self._pid, self._every, self._replicas = os.getpid(), every, replicas
+        self.pid, self._every, self._replicas = os.getpid(), every, replicas
+        self.automatic = False
         self._model = weakref.ref(model) if model is not None else lambda: None
         self._closed = threading.Event()
         self._say, self._said = say, set[str]()
@@ -143,9 +151,18 @@ class Watch:
             threading.Thread(target=self._keep_agent, name="optwatch-agent", daemon=True).start()
 
     @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed.is_set()
+
+    def watches(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether this optimizer is watched."""
+        return any(probe.optimizer is optimizer for probe in self._probes)
+
+    @property
     def active(self) -> bool:
         """Whether this process publishes: not closed, not given up, no forked child."""
-        return self._publisher is not None and not self._closed.is_set() and self._pid == os.getpid()
+        return self._publisher is not None and not self._closed.is_set() and self.pid == os.getpid()
 
     def add(self, *optimizers: torch.optim.Optimizer) -> None:
         """Watch more optimizers, from their next step on. One that is gone makes room for its name.
@@ -251,7 +268,7 @@ class Watch:
 
     def close(self, state: str = "finished") -> None:
         """End watching; the last values stay visible for the agent's grace period. Safe to call twice."""
-        if self._closed.is_set() or self._pid != os.getpid():
+        if self._closed.is_set() or self.pid != os.getpid():
             return
         self._closed.set()
         atexit.unregister(self._at_exit)
@@ -284,7 +301,7 @@ class Watch:
         """``function``, with whatever it raises turned into one warning and the end of watching."""
 
         def call(*args: object) -> None:
-            if self._publisher is None or self._pid != os.getpid():
+            if self._publisher is None or self.pid != os.getpid():
                 return
             try:
                 function(*args)

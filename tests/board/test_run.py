@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from optwatch.hooks.run import run_facts
+from optwatch.board.run import run_facts
 
 
 def test_launchers_name_the_run_and_the_rank() -> None:
@@ -31,3 +33,16 @@ def test_a_bad_name_is_refused(name: str) -> None:
     """It becomes a file name and a label."""
     with pytest.raises(ValueError, match="run_id="):
         run_facts(name, {})
+
+
+def test_ranks_of_a_nameless_torchrun_share_an_id() -> None:
+    """On one node by their parent, on several by where they meet."""
+    one = {
+        "TORCHELASTIC_RUN_ID": "none",
+        "MASTER_ADDR": "n1",
+        "MASTER_PORT": "29500",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    ids = {run_facts(None, {**one, "WORLD_SIZE": "2", "RANK": rank})["run_id"] for rank in "01"}
+    assert ids == {f"torchrun-{os.getppid()}-29500"}
+    assert run_facts(None, {**one, "WORLD_SIZE": "4"})["run_id"] == "torchrun-n1-29500"

@@ -1,8 +1,9 @@
-"""How many ranks hold the same tensors: sums over ranks are to be divided by it."""
+"""Which rank this is where no launcher says so, and how many ranks hold the same tensors."""
 
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -24,3 +25,10 @@ def model_replicas(model: torch.nn.Module | None) -> int:
             if isinstance(module, DistributedDataParallel):
                 return int(module.process_group.size())
     return 1
+
+
+def rank_facts() -> dict[str, int]:
+    """Rank and world size of the process group, for processes that were spawned without a launcher's variables."""
+    if "RANK" in os.environ or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return {}
+    return {"rank": torch.distributed.get_rank(), "world_size": torch.distributed.get_world_size()}

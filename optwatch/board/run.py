@@ -24,7 +24,7 @@ def run_facts(
     """
     if run_id is None:
         found = (environment.get(name, "") for name in RUN_VARIABLES)
-        run_id = next((name for name in found if name and name != "none"), None)
+        run_id = next((name for name in found if name and name != "none"), None) or _torchrun_id(environment)
         run_id = re.sub(r"[^\w.-]", "-", run_id)[:80] if run_id else _new_run_id()
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,79}", run_id, re.ASCII):
         raise ValueError(f"run_id={run_id!r}: expected up to 80 letters, digits, '.', '_' and '-'")
@@ -38,6 +38,19 @@ def run_facts(
         "pid": os.getpid(),
         "start_time": time.time(),
     }
+
+
+def _torchrun_id(environment: Mapping[str, str]) -> str | None:
+    """What the ranks of a nameless torchrun have in common: on one node their parent, else where they meet.
+
+    A fixed port of the same master comes again with the next job: give such jobs a ``--rdzv-id``.
+    """
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return None
+    port = environment.get("MASTER_PORT", "0")
+    if environment.get("LOCAL_WORLD_SIZE") == environment.get("WORLD_SIZE"):
+        return f"torchrun-{os.getppid()}-{port}"
+    return f"torchrun-{environment.get('MASTER_ADDR', '')}-{port}"
 
 
 def _new_run_id() -> str:
