@@ -126,7 +126,9 @@ def test_a_script_that_watches_itself(place: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     (reader,) = boards(place)
     assert reader.schema.run["run_id"] == "mine"
-    found = [series.labels["optimizer"] for series in reader.schema.counters if series.name == "optwatch.steps"]
+    found = [
+        series.labels["optimizer"] for series in reader.schema.counters if series.name == "optwatch.steps"
+    ]
     assert found == ["SGD", "Adam"]
 
 
