@@ -23,6 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
     directory = tempfile.mkdtemp(prefix="optwatch-tests-")
     config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
     os.environ["OPTWATCH_DIR"] = directory
+    os.environ["OPTWATCH_STORE"] = "off"
     os.environ["PATH"] += os.pathsep + str(ROOT / ".tools" / "usr" / "bin")
     if hasattr(config, "workerinput"):
         # One thread a worker: OpenMP's threads spin while they wait, and two teams on the same cores hold each other

@@ -82,6 +82,7 @@ _OPTIONS: dict[str, tuple[_Kind, str]] = {
     "otlp_endpoint": (str, "push to this collector, e.g. http://collector:4318"),
     "otlp_protocol": (_protocol, f"one of {', '.join(PROTOCOLS)}"),
     "otlp_interval": (_seconds, "seconds between pushes"),
+    "store": (str, "keep the history of runs in this directory; off: in memory, while a run is served"),
 }
 
 

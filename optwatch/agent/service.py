@@ -15,6 +15,7 @@ from optwatch.agent.boards import Boards
 from optwatch.agent.collect import Collector
 from optwatch.agent.discovery import Discovery, advertised
 from optwatch.agent.election import Election
+from optwatch.agent.history import HistoryPages
 from optwatch.agent.nvml import NvmlSampler
 from optwatch.agent.server import Page, Request, Response, Server
 from optwatch.agent.settings import Settings
@@ -23,12 +24,14 @@ from optwatch.board import board_directory, secure_directory
 from optwatch.exporters.base import Exporter, Snapshot, Values
 from optwatch.exporters.otlp import OtlpError, OtlpExporter, OtlpSettings
 from optwatch.exporters.prometheus import PrometheusExporter
+from optwatch.exporters.store import LocalStore, store_directory
 from optwatch.exporters.textfile import TextFileExporter
 
 log = logging.getLogger("optwatch.agent")
 
 _WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared with, not bound to
 _TEXTFILE_SECONDS = 2.0
+_STORE_SECONDS = 1.0
 
 
 @dataclass
@@ -52,6 +55,10 @@ class Agent:
         self._nvml = NvmlSampler(settings.device_interval, settings.device_limit)
         self._web = WebConfig(settings.web_config)
         self._sinks, values = _sinks(settings)
+        store = LocalStore(_store_directory(settings))
+        self._history = HistoryPages(store)
+        self._sinks.append(_Sink(store, _STORE_SECONDS))
+        values.append(store.points)
         self._collector = Collector(self._boards, self._nvml, settings.series, *values)
         self._prometheus = PrometheusExporter()
         self._guard = threading.Lock()  # of the boards and of all that is made from them
@@ -142,6 +149,7 @@ class Agent:
             "/healthz": self._healthy,
             "/readyz": self._ready,
             "/sd": self._targets,
+            **self._history.pages,
         }
 
     def _metrics(self, request: Request) -> Response:
@@ -192,6 +200,13 @@ def _sinks(settings: Settings) -> tuple[list[_Sink], list[Values]]:
         # Variables that are there for others, too, must not keep the agent from serving.
         log.warning("nothing is pushed over OTLP: %s", error)
     return sinks, values
+
+
+def _store_directory(settings: Settings) -> Path | None:
+    """Where runs are kept; None for in memory only."""
+    if settings.store is None:
+        return store_directory()
+    return None if settings.store == "off" else Path(settings.store)
 
 
 def serve(directory: str | os.PathLike[str] | None = None, settings: Settings | None = None) -> bool:

@@ -26,3 +26,4 @@ class Settings:
     )
     otlp_protocol: str | None = None  # grpc or http/protobuf; None = as above, else http/protobuf
     otlp_interval: float | None = None  # seconds between pushes; None = as above, else 15
+    store: str | None = None  # directory of the local store, "off" = in memory; None = `store_directory`

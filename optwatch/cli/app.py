@@ -164,6 +164,43 @@ def check(
     return check_run(Baseline.load(path), path, where, run_id, tolerances, xml)
 
 
+@cli.command()
+@click.argument("run", required=False)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RUN.html]"
+)
+def report(run: str | None, output: Path | None) -> None:
+    """Write a stored run as one self-contained HTML page with plots.
+
+    RUN is a run id, the beginning of one, or a file of the local store; by default the newest run.
+    """
+    from optwatch.cli.history import write_report
+
+    click.echo(write_report(run, output))
+
+
+@cli.command()
+@click.argument("run", required=False)
+@click.option("--csv", "kind", flag_value="csv", help="Comma-separated values, by default to stdout.")
+@click.option("--parquet", "kind", flag_value="parquet", help="Parquet; needs pyarrow and -o.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The file.")
+def export(run: str | None, kind: str | None, output: Path | None) -> None:
+    """Hand the history of a stored run on as a table, a row for each series and stretch of time.
+
+    RUN is as for `optwatch report`.
+    """
+    from optwatch.cli.history import write_csv, write_parquet
+
+    if kind is None:
+        raise click.UsageError("in which format? give --csv or --parquet")
+    if kind == "csv":
+        write_csv(run, output)
+    elif output is None:
+        raise click.UsageError("--parquet needs a file to write to: give it with -o")
+    else:
+        write_parquet(run, output)
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; every expected failure becomes one line on stderr and an exit code."""
     try:

@@ -123,6 +123,7 @@ MONITOR = (
     M("optwatch.nvml_errors", "counter", "{error}", "Driver calls that failed or did not return in time"),
     M("optwatch.otlp_exports", "counter", "{export}", "Pushes that an OTLP collector took", requires="otlp"),
     M("optwatch.otlp_failures", "counter", "{export}", "Pushes that did not reach the OTLP collector: refused or not answered, or dropped from the full queue", ("reason",), requires="otlp"),
+    M("optwatch.store_failures", "counter", "{failure}", "Times the local store could not be written; it rests half a minute after each"),
     M("optwatch.scrape_duration", "gauge", "s", "Time the agent took to render the newest scrape"),
 )
 

@@ -1,0 +1,101 @@
+"""``optwatch report`` and ``optwatch export``: what the local store has of a run, as a page or as a table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import IO
+
+import click
+
+from optwatch.exporters.store import RunFile, StoreError, curves, find_run
+from optwatch.pages import report_page
+
+COLUMNS = ("time", "seconds", "metric", "labels", "count", "nan", "mean", "minimum", "maximum", "last")
+
+
+def write_report(run: str | None, output: Path | None) -> Path:
+    """Write the report of a run (None: the newest) and return where it is.
+
+    Raises:
+        click.ClickException: no such run, or the page cannot be written.
+    """
+    with closing(_open(run)) as file:
+        page = report_page(file.facts.get("run_id", "run"), file.facts, curves(file))
+        output = output or Path(f"{file.facts.get('run_id', 'run')}.html")
+    try:
+        output.write_bytes(page)
+    except OSError as error:
+        raise click.ClickException(
+            f"{output} cannot be written: {error.strerror}; name another with -o"
+        ) from error
+    return output
+
+
+def write_csv(run: str | None, output: Path | None) -> None:
+    """Write the history of a run as CSV with the columns `COLUMNS`, one row a bucket, to a file or to stdout."""
+    with closing(_open(run)) as file:
+        if output is None:
+            _write_csv(file, sys.stdout)
+            return
+        try:
+            with output.open("w", newline="", encoding="utf-8") as stream:
+                _write_csv(file, stream)
+        except OSError as error:
+            raise click.ClickException(f"{output} cannot be written: {error.strerror}") from error
+
+
+def write_parquet(run: str | None, output: Path) -> None:
+    """Write the same table as Parquet.
+
+    Raises:
+        click.ClickException: pyarrow is not installed, no such run, or the file cannot be written.
+    """
+    try:
+        import pyarrow as pa  # noqa: PLC0415 - a large library that only this command needs
+        import pyarrow.parquet as pq  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise click.ClickException("--parquet needs pyarrow: pip install 'optwatch[parquet]'") from error
+    kinds = (
+        pa.float64(),
+        pa.float64(),
+        pa.string(),
+        pa.string(),
+        pa.int64(),
+        pa.int64(),
+        *[pa.float64()] * 4,
+    )
+    with closing(_open(run)) as file:
+        columns = [list(column) for column in zip(*_rows(file), strict=True)] or [[] for _ in COLUMNS]
+        facts = file.facts
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+    table = pa.Table.from_arrays(arrays, names=list(COLUMNS)).replace_schema_metadata(facts)
+    try:
+        pq.write_table(table, output)
+    except OSError as error:
+        raise click.ClickException(f"{output} cannot be written: {error.strerror}") from error
+
+
+def _open(run: str | None) -> RunFile:
+    try:
+        return RunFile(find_run(run), read_only=True)
+    except StoreError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _write_csv(file: RunFile, stream: IO[str]) -> None:
+    writer = csv.writer(stream)
+    writer.writerow(COLUMNS)
+    writer.writerows(_rows(file))
+
+
+def _rows(file: RunFile) -> Iterator[tuple[object, ...]]:
+    for (metric, labels), buckets in file.buckets():
+        text = json.dumps(dict(labels))
+        for one in buckets:
+            mean = one.mean if one.count else None
+            yield one.start, one.seconds, metric, text, one.count, one.sick, mean, one.low, one.high, one.last

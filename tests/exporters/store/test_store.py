@@ -1,0 +1,358 @@
+"""The local store: what goes in comes out, bounded in size, whatever happens to the process or the disk."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optwatch.cli.app import run as command
+from optwatch.exporters import HistogramValue, Point
+from optwatch.exporters.store import LocalStore, RunFile, StoreError, curves, find_run
+from optwatch.exporters.store.runfile import Bucket
+
+RANK = {"run_id": "run-1", "rank": "0"}
+FACTS = {"world_size": "1", "local_rank": "0", "host": "here", "job_id": "7", "pid": "1", "replicas": "1"}
+LOSS = ("optwatch.loss", (("rank", "0"),))
+GPU = ("optwatch.device_up", (("gpu", "GPU-1"),))
+
+
+class Clock:
+    """A Unix time that is set."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def snapshot(loss: float = 0.5, up: float = 1.0, steps: float = 0.0, **more: float):
+    """One rank that has a gauge, a counter, a histogram, and a GPU of the node beside it."""
+    counts = (steps, 0.0)
+    return {
+        "optwatch.run": [Point({**RANK, **FACTS}, 1.0)],
+        "optwatch.rank_up": [Point(RANK, up)],
+        "optwatch.loss": [Point(RANK, loss)],
+        "optwatch.steps": [Point({**RANK, "optimizer": "AdamW"}, steps)],
+        "optwatch.step_duration": [Point(RANK, HistogramValue((1.0,), counts, 0.25 * steps))],
+        "optwatch.device_up": [Point({"gpu": "GPU-1"}, 1.0)],
+        **{name: [Point(RANK, value)] for name, value in more.items()},
+    }
+
+
+def stored(path: Path) -> dict[object, list[Bucket]]:
+    file = RunFile(path, read_only=True)
+    try:
+        return dict(file.buckets())
+    finally:
+        file.close()
+
+
+def fill(store: LocalStore, clock: Clock, moments: int) -> None:
+    for i in range(moments):
+        clock.now += 1
+        store.accept(snapshot(loss=float(i), steps=10.0 * i))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+class TestRunFile:
+    @settings(max_examples=60, deadline=None)
+    @given(
+        st.lists(
+            st.tuples(st.integers(0, 200), st.floats(allow_infinity=True, allow_nan=True)),
+            min_size=1,
+            max_size=60,
+        ),
+        st.integers(0, 4),
+    )
+    def test_no_value_is_lost(self, values: list[tuple[int, float]], halvings: int) -> None:
+        """At every resolution: counts, sums and extremes over all buckets are those of the values."""
+        file = RunFile(None)
+        for offset, value in values:
+            file.add(1e9 + offset, [(LOSS, value)])
+        file.flush()
+        for _ in range(halvings):
+            file._halve()
+        ((key, buckets),) = file.buckets()
+        file.close()
+        numbers = [value for _, value in values if not math.isnan(value)]
+        assert key == LOSS
+        assert {bucket.seconds for bucket in buckets} == {2.0**halvings}
+        assert [bucket.start for bucket in buckets] == sorted(
+            {(1e9 + offset) // 2**halvings * 2**halvings for offset, _ in values}
+        )
+        assert sum(bucket.count for bucket in buckets) == len(numbers)
+        assert sum(bucket.sick for bucket in buckets) == len(values) - len(numbers)
+        if numbers:
+            assert min(b.low for b in buckets if b.low is not None) == min(numbers)
+            assert max(b.high for b in buckets if b.high is not None) == max(numbers)
+        newest = max(offset for offset, _ in values)
+        last = [value for offset, value in values if offset == newest][-1]
+        assert buckets[-1].last == (None if math.isnan(last) else last)
+
+    def test_the_size_is_bounded(self, tmp_path: Path) -> None:
+        """Five times more than fits: the file stays below its limit, the run is whole, extremes are kept."""
+        limit = 200_000
+        file = RunFile(tmp_path / "run.sqlite", limit)
+        keys = [("optwatch.loss", (("rank", str(rank)),)) for rank in range(20)]
+        largest = 0
+        for i in range(1000):
+            value = 1e6 if i == 333 else float(i)
+            file.add(1e9 + i, [(key, value) for key in keys])
+            if i % 10 == 9:
+                file.flush()
+                largest = max(largest, file.used_bytes)
+        file.close()
+        assert largest < 1.2 * limit
+        assert (tmp_path / "run.sqlite").stat().st_size < 1.3 * limit
+        for buckets in stored(tmp_path / "run.sqlite").values():
+            assert sum(bucket.count for bucket in buckets) == 1000
+            assert max(bucket.high or 0.0 for bucket in buckets) == 1e6
+            assert buckets[0].start <= 1e9
+            assert buckets[-1].start + buckets[-1].seconds > 1e9 + 999
+
+    def test_a_late_series_is_as_coarse_as_the_others(self) -> None:
+        """Or a rank that joins late would fill the file alone."""
+        file = RunFile(None)
+        file.add(1e9, [(LOSS, 1.0)])
+        file.flush()
+        file._halve()
+        file.add(1e9, [(GPU, 1.0)])
+        assert {b.seconds for _, buckets in file.buckets() for b in buckets} == {2.0}
+
+    @pytest.mark.parametrize("damage", ["noise", "empty", "version", "missing"])
+    def test_what_is_no_stored_run_is_refused(self, tmp_path: Path, damage: str) -> None:
+        """With its name, and what was expected."""
+        path = tmp_path / "run.sqlite"
+        if damage == "version":
+            RunFile(path).close()
+            with sqlite3.connect(path) as database:
+                database.execute("UPDATE facts SET value = '99' WHERE name = 'format'")
+            database.close()
+        elif damage != "missing":
+            path.write_bytes(b"" if damage == "empty" else b"noise" * 1000)
+        with pytest.raises(StoreError, match=r"run\.sqlite"):
+            RunFile(path, read_only=True)
+
+
+class TestLocalStore:
+    def test_a_run_is_kept(self, tmp_path: Path, clock: Clock) -> None:
+        """Values of its ranks and of the node, in a private directory, with facts about it."""
+        store = LocalStore(tmp_path / "store", clock=clock)
+        fill(store, clock, 20)
+        store.close()
+        assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+        found = stored(tmp_path / "store" / "run-1.sqlite")
+        assert [bucket.last for bucket in found[LOSS]] == [float(i) for i in range(20)]
+        assert len(found[GPU]) == 20
+        file = RunFile(tmp_path / "store" / "run-1.sqlite", read_only=True)
+        assert file.facts["run_id"] == "run-1"
+        assert file.facts["job_id"] == "7"
+        file.close()
+
+    def test_a_rank_that_ended_has_no_more_history(self, tmp_path: Path, clock: Clock) -> None:
+        """Its last values are kept once; that the agent goes on serving them is no news."""
+        store = LocalStore(tmp_path, clock=clock)
+        fill(store, clock, 3)
+        for _ in range(10):
+            clock.now += 1
+            store.accept(snapshot(up=0.0))
+        store.close()
+        found = stored(tmp_path / "run-1.sqlite")
+        assert len(found[LOSS]) == 4
+        assert found["optwatch.rank_up", (("rank", "0"),)][-1].last == 0.0
+
+    def test_what_is_served_again_goes_on(self, tmp_path: Path, clock: Clock) -> None:
+        """An agent that is started anew adds to the same file; so does a clock that was set back."""
+        for moments in (5, 5):
+            store = LocalStore(tmp_path, clock=clock)
+            fill(store, clock, moments)
+            store.close()
+            clock.now -= 2
+        assert sum(bucket.count for bucket in stored(tmp_path / "run-1.sqlite")[LOSS]) == 10
+
+    def test_the_oldest_runs_make_room(self, tmp_path: Path, clock: Clock) -> None:
+        """All files together stay below the limit; what is still written is never removed."""
+        for i in range(5):
+            path = tmp_path / f"old-{i}.sqlite"
+            path.write_bytes(bytes(100_000))
+            os.utime(path, (1000 + i, 1000 + i))
+        store = LocalStore(tmp_path, run_limit=200_000, total_limit=450_000, clock=clock)
+        fill(store, clock, 1)
+        store.close()
+        assert sorted(path.name for path in tmp_path.glob("*.sqlite")) == [
+            "old-3.sqlite",
+            "old-4.sqlite",
+            "run-1.sqlite",
+        ]
+
+    def test_a_disk_that_refuses_is_counted_and_left_alone(self, tmp_path: Path, clock: Clock) -> None:
+        """Nothing is raised; when the disk works again the run goes on."""
+        place = tmp_path / "store"
+        place.write_text("a file where the directory should be")
+        store = LocalStore(place, clock=clock)
+        fill(store, clock, 20)
+        assert store.failures == 1
+        place.unlink()
+        fill(store, clock, 40)
+        store.close()
+        assert store.failures == 1
+        assert LOSS in stored(place / "run-1.sqlite")
+
+    def test_in_memory(self, clock: Clock) -> None:
+        """Without a directory the history is there while the run is."""
+        store = LocalStore(None, clock=clock)
+        fill(store, clock, 10)
+        assert len(curves(store.runs["run-1"])) > 0
+        store.accept({})
+        assert store.runs == {}
+        store.close()
+
+    def test_a_kill_leaves_a_file_that_reads(self, tmp_path: Path) -> None:
+        """SIGKILL at any moment, in the middle of halving too: whole, and at most the last seconds are missing."""
+        writer = """
+import sys
+from pathlib import Path
+from optwatch.exporters.store import RunFile
+file = RunFile(Path(sys.argv[1]), 150_000)
+for i in range(10**9):
+    file.add(1e9 + i, [(("optwatch.loss", (("rank", str(rank)),)), float(i)) for rank in range(20)])
+    if i % 5 == 4:
+        file.flush()
+        print(i + 1, flush=True)
+"""
+        for delay in (0.0, 0.05, 0.11, 0.23):
+            path = tmp_path / f"{delay}.sqlite"
+            process = subprocess.Popen(
+                [sys.executable, "-c", writer, str(path)], stdout=subprocess.PIPE, text=True
+            )
+            assert process.stdout is not None
+            said = int(process.stdout.readline())
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+            said = int((process.stdout.read().split() or [said])[-1])
+            process.stdout.close()
+            process.wait()
+            found = stored(path)
+            assert len(found) == 20
+            assert all(sum(bucket.count for bucket in buckets) >= said for buckets in found.values())
+
+
+class TestCurves:
+    def test_gauges_rates_and_means(self, tmp_path: Path, clock: Clock) -> None:
+        """A counter becomes its increase a second, a histogram the mean of what it saw."""
+        store = LocalStore(tmp_path, clock=clock)
+        fill(store, clock, 10)
+        found = {curve["metric"]: curve for curve in curves(store.runs["run-1"])}
+        store.close()
+        assert found["optwatch.loss"]["mean"] == [float(i) for i in range(10)]
+        assert found["optwatch.steps"]["mean"] == [10.0] * 9
+        assert found["optwatch.step_duration"]["mean"] == [0.25] * 9
+        assert "optwatch.run" not in found
+
+    def test_thinning_keeps_extremes(self, clock: Clock) -> None:
+        """A spike of one second is still there among few points."""
+        store = LocalStore(None, clock=clock)
+        fill(store, clock, 50)
+        clock.now += 1
+        store.accept(snapshot(loss=1e9))
+        fill(store, clock, 50)
+        found = {curve["metric"]: curve for curve in curves(store.runs["run-1"], points=10)}["optwatch.loss"]
+        store.close()
+        assert len(found["time"]) <= 10
+        assert max(value for value in found["high"] if value is not None) == 1e9
+        assert min(value for value in found["low"] if value is not None) == 0.0
+
+
+class TestCommands:
+    @pytest.fixture(autouse=True)
+    def runs(self, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Path:
+        """A store with one run, whose loss is once NaN and once infinite."""
+        monkeypatch.setenv("OPTWATCH_STORE", str(tmp_path / "store"))
+        monkeypatch.chdir(tmp_path)
+        store = LocalStore(tmp_path / "store", clock=clock)
+        fill(store, clock, 10)
+        for sick in (math.nan, math.inf):
+            clock.now += 1
+            store.accept(snapshot(loss=sick))
+        store.close()
+        return tmp_path / "store"
+
+    @pytest.mark.parametrize("name", [None, "run-1", "run", "store/run-1.sqlite"])
+    def test_a_run_is_found(self, runs: Path, name: str | None) -> None:
+        """The newest, by id, by the beginning of one, by file."""
+        assert find_run(name).resolve() == runs / "run-1.sqlite"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["report", "other"], "no run 'other' in"),
+            (["report", "./missing.sqlite"], "there is no such file"),
+            (["report", "-o", "no/such/place.html"], "No such file or directory; name another with -o"),
+            (["export"], "give --csv or --parquet"),
+            (["export", "--parquet"], "needs a file to write to"),
+            (["export", "--csv", "-o", "no/such/place.csv"], "No such file or directory"),
+        ],
+    )
+    def test_bad_input(self, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+        """One line that says what is wrong, and an exit code that is not zero."""
+        assert command(arguments) != 0
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+    def test_several_runs_with_one_beginning(self, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Are listed."""
+        (runs / "run-2.sqlite").write_bytes((runs / "run-1.sqlite").read_bytes())
+        assert command(["report", "run"]) != 0
+        assert "several runs begin with 'run'" in capsys.readouterr().err
+
+    def test_csv(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """A row for each bucket; NaN is counted and has no mean."""
+        assert command(["export", "--csv"]) == 0
+        rows = [
+            row
+            for row in csv.DictReader(io.StringIO(capsys.readouterr().out))
+            if row["metric"] == "optwatch.loss"
+        ]
+        assert [row["mean"] for row in rows[:3]] == ["0.0", "1.0", "2.0"]
+        assert (rows[10]["nan"], rows[10]["mean"], rows[11]["maximum"]) == ("1", "", "inf")
+        assert json.loads(rows[0]["labels"]) == {"rank": "0"}
+
+    def test_parquet(self, tmp_path: Path) -> None:
+        """The same rows, typed."""
+        import pyarrow.parquet as pq
+
+        assert command(["export", "run-1", "--parquet", "-o", "run.parquet"]) == 0
+        table = pq.read_table(tmp_path / "run.parquet")
+        rows = [row for row in table.to_pylist() if row["metric"] == "optwatch.loss"]
+        assert [row["last"] for row in rows[:3]] == [0.0, 1.0, 2.0]
+        assert rows[10]["last"] is None
+        assert table.schema.metadata[b"run_id"] == b"run-1"
+
+    def test_report(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """One page that asks for nothing outside itself."""
+        assert command(["report"]) == 0
+        assert capsys.readouterr().out == "run-1.html\n"
+        page = (tmp_path / "run-1.html").read_text()
+        assert "optwatch.step_duration" in page
+        assert "src=" not in page.replace("img-src", "")
+        assert "url(" not in page
+        assert 'href="http' not in page
