@@ -126,6 +126,14 @@ LOSSES = Row(
             minimum=0,
         ),
         Panel(
+            "History that was not written",
+            "short",
+            "Times the local store could not be written, since the agent started. Good: 0; else look for the reason in"
+            " the agent's log: a full disk, or a directory that is not its own.",
+            [total("store_failures", "instance", matchers=ANY_JOB)],
+            minimum=0,
+        ),
+        Panel(
             "OTLP pushes a second",
             "suffix: /s",
             "Pushes that a collector took, and those that did not reach it. Good: no failures; see ExportFailing.",

@@ -3,6 +3,7 @@
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const by = (id) => document.getElementById(id);
+  const NO_PLOT = new Set(["optwatch.run_state", "optwatch.rank_up", "optwatch.step", "optwatch.last_step_timestamp", "optwatch.last_sample_timestamp", "optwatch.last_event_timestamp"]); // in the head of the page
   const LINES = 8; // more lines in one plot cannot be told apart
   const PALETTE = 8;
   const POLL_MS = 2000;
@@ -23,7 +24,7 @@
     if (value === null || value === undefined) return "–";
     const { unit, instrument } = metrics[metric] || { unit: "", instrument: "gauge" };
     const rate = instrument === "counter" ? "/s" : "";
-    if (metric.endsWith("timestamp")) return new Date(value * 1000).toLocaleTimeString();
+    if (metric.endsWith("timestamp")) return new Date(value * 1000).toLocaleTimeString("en-GB");
     if (unit === "By") return scaled(value, 1024, ["B", "KiB", "MiB", "GiB", "TiB"]) + rate;
     if (unit === "1") return `${+(100 * value).toPrecision(3)} %`;
     if (unit === "s" && rate) return `${+(100 * value).toPrecision(3)} % of the time`;
@@ -69,6 +70,14 @@
     return item;
   });
 
+  const clock = (chart, ticks) => {
+    const span = chart.scales.x.max - chart.scales.x.min;
+    return ticks.map((tick) => {
+      const iso = new Date((tick - 60 * new Date(tick * 1000).getTimezoneOffset()) * 1000).toISOString();
+      return span > 172800 ? iso.slice(5, 16).replace("T", " ") : iso.slice(11, span < 600 ? 19 : 16);
+    });
+  };
+
   const options = (metric, list, width) => {
     const series = [{}];
     const bands = [];
@@ -83,7 +92,7 @@
     const axis = { stroke: () => color("--soft"), grid: { stroke: () => color("--line"), width: 1 }, ticks: { show: false } };
     return {
       width, height: 190, series, bands, legend: { show: false }, cursor: { sync: { key: "all" }, points: { size: 6 } },
-      axes: [axis, { ...axis, size: 74, values: (_, ticks) => ticks.map((tick) => show(tick, metric)) }],
+      axes: [{ ...axis, size: 30, space: 70, values: clock }, { ...axis, size: 74, values: (_, ticks) => ticks.map((tick) => show(tick, metric)) }],
       hooks: { setCursor: [(chart) => mark(metric, chart)] },
     };
   };
@@ -162,7 +171,7 @@
       const grid = element("div", "", { class: "grid" });
       section.append(summary, grid);
       for (const [metric, spec] of Object.entries(specs)) {
-        if (spec.instrument === "info" || metric === "optwatch.run_state") continue;
+        if (spec.instrument === "info" || NO_PLOT.has(metric)) continue;
         const figure = element("figure", "", { "data-metric": metric });
         const caption = element("figcaption");
         const title = metric.replace("optwatch.", "") + (spec.instrument === "counter" ? ", rate" : "");
@@ -200,6 +209,7 @@
     const found = sum(nowest("optwatch.optimizer.state"));
     const asked = nowest("optwatch.optimizer.state_expected");
     const wrong = asked.length > 0 && found !== sum(asked);
+    const stepped = last(nowest("optwatch.last_step_timestamp"));
     const steps = [...curves.values()].find((curve) => curve.metric === "optwatch.step");
     const n = steps ? steps.mean.length : 0;
     const back = Math.max(0, n - 31);
@@ -208,6 +218,7 @@
     const bytes = (value) => show(value, "optwatch.optimizer.state");
     by("cards").replaceChildren(
       card("Step", show(worst("optwatch.step"), "optwatch.step")),
+      card("Newest step at", show(stepped, "optwatch.last_step_timestamp")),
       card("Steps a second", speed === null ? "–" : `${+speed.toPrecision(3)}`),
       card("Loss", show(last(nowest("optwatch.loss")), "optwatch.loss")),
       card("Optimizer state", asked.length ? `${bytes(found)}${wrong ? `, ${bytes(sum(asked))} asked for` : ", as asked for"}` : bytes(found), wrong),

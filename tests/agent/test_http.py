@@ -87,7 +87,7 @@ def test_health_and_readiness(address: str) -> None:
     assert (facts["ranks"], facts["living"]) == (1, 1)
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics/", "/../etc/passwd", "/api", "/%6detrics"])
+@pytest.mark.parametrize("path", ["/api/", "/metrics/", "/../etc/passwd", "/api", "/%6detrics"])
 def test_unknown_path(address: str, path: str) -> None:
     """Nothing but the three pages is served."""
     answer = talk(address, f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
