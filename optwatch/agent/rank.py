@@ -10,9 +10,10 @@ from pathlib import Path
 
 from optwatch.agent.host import resident_bytes
 from optwatch.agent.rows import TableView
-from optwatch.board import BoardError, BoardReader, Live, Record, Series, State
+from optwatch.board import BoardError, BoardReader, Live, Record, Series, State, TensorInfo
 from optwatch.exporters.base import HistogramValue, Point
 from optwatch.metrics.catalogue import CATALOGUE
+from optwatch.metrics.spec import MetricSpec
 
 log = logging.getLogger("optwatch.agent")
 
@@ -88,6 +89,14 @@ class Rank:
         yield from self._published(live)
         for view in self._views:
             yield from view.points()
+
+    def worst(
+        self, spec: MetricSpec, count: int
+    ) -> Iterator[tuple[str, list[tuple[TensorInfo, str, float]]]]:
+        """For each optimizer the tensors with the largest values of a metric; see `TableView.worst`."""
+        if self._live is not None:
+            for table, view in zip(self.schema.tables, self._views, strict=True):
+                yield table.optimizer, view.worst(spec, count)
 
     def remove(self) -> None:
         """Delete the board, unless another one has taken its name meanwhile."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optwatch.board import Table, fold_to_groups
+from optwatch.board import Table, TensorInfo, fold_to_groups
 from optwatch.exporters.base import Point
 from optwatch.metrics.catalogue import CATALOGUE
 from optwatch.metrics.fields import CHEAP_FIELDS
@@ -27,6 +28,7 @@ class TableView:
     """
 
     def __init__(self, table: Table, labels: dict[str, str]) -> None:
+        self._table = table
         self._fold = fold_to_groups(table)
         # Made once: a scrape has hundreds of points, and their labels never change.
         groups = [tensor.name for tensor in self._fold.table.tensors]
@@ -47,6 +49,24 @@ class TableView:
         if rows.shape[1] > len(CHEAP_FIELDS):
             self._full = rows
         self._cheap = rows[:, : len(CHEAP_FIELDS)]
+
+    def worst(self, spec: MetricSpec, count: int) -> list[tuple[TensorInfo, str, float]]:
+        """The tensors with the largest values of a metric: tensor, slot (or "") and value, NaN before all others."""
+        if self._full is None or spec.formula is None:
+            return []
+        numel = np.array([tensor.numel for tensor in self._table.tensors], dtype=np.float64)
+        slots = self._table.slots if "slot" in spec.labels else ("",)
+        found: list[tuple[TensorInfo, str, float]] = []
+        with np.errstate(all="ignore"):
+            for index, slot in enumerate(slots):
+                sums = sums_of(self._full, numel, index)
+                values = spec.formula.value(sums)
+                shown = np.flatnonzero(present(spec.formula, sums))
+                keys = np.where(np.isnan(values[shown]), np.inf, values[shown])
+                order = shown[np.lexsort((~np.isnan(values[shown]), -keys))][:count]
+                found += [(self._table.tensors[i], slot, float(values[i])) for i in order]
+        found.sort(key=lambda one: (not math.isnan(one[2]), -one[2] if not math.isnan(one[2]) else 0.0))
+        return found[:count]
 
     def points(self) -> Iterator[tuple[str, Point]]:
         """Metric name and point of every value that exists."""

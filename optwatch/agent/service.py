@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from optwatch import __version__
+from optwatch.agent import tensors
 from optwatch.agent.boards import Boards
 from optwatch.agent.collect import Collector
 from optwatch.agent.discovery import Discovery, advertised
@@ -150,6 +151,7 @@ class Agent:
             "/readyz": self._ready,
             "/sd": self._targets,
             **self._history.pages,
+            "/tensors": self._tensors,
         }
 
     def _metrics(self, request: Request) -> Response:
@@ -173,6 +175,15 @@ class Agent:
         """Ready from the first poll on, which comes before the address is bound."""
         ranks, living = len(self._boards.ranks), self._boards.living
         return Response.json({"version": __version__, "ranks": ranks, "living": living})
+
+    def _tensors(self, request: Request) -> Response:
+        """The tensors with the largest values, by name: as labels they would make new series with every change."""
+        try:
+            count = tensors.count_of(request.query)
+        except ValueError as error:
+            return Response.text(400, str(error))
+        with self._guard:
+            return Response.json(tensors.largest(self._boards.ranks.values(), request.query, count))
 
     def _targets(self, _: Request) -> Response:
         """Prometheus' http_sd."""

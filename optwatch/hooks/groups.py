@@ -7,13 +7,23 @@ what comes before and after them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from torch import Tensor
 
 #: Label values for ``group`` by default: these many ranges of blocks, and two more.
 RANGES = 4
 BEFORE, AFTER, ALL = "before blocks", "after blocks", "all"
+#: Groups of a pattern or a function at most; the tensors of further ones share the last, ``OTHER``. Each group makes
+#: about twenty series of a rank's three hundred.
+MAXIMUM_GROUPS = 24
+OTHER = "other"
+
+#: How tensors are grouped: a regular expression, or a function of the name. None = by depth.
+GroupBy: TypeAlias = "str | re.Pattern[str] | Callable[[str], str] | None"
+#: Names -> the group of each.
+Grouping: TypeAlias = Callable[[Sequence[str]], "list[str]"]
 
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
@@ -48,6 +58,41 @@ def by_depth(names: Sequence[str], ranges: int = RANGES) -> list[str]:
         _range(number, depth, min(ranges, depth)) if number is not None else BEFORE if i < first else AFTER
         for i, number in enumerate(numbers)
     ]
+
+
+def grouping(by: GroupBy) -> Grouping:
+    """The grouping that was asked for. Raises ValueError for a pattern that is none, TypeError for anything else.
+
+    A pattern is searched in each name: what it matches is the group, or what its groups match, joined by a space. Names
+    without a match are in ``OTHER``.
+    """
+    if by is None:
+        return by_depth
+    if isinstance(by, str):
+        try:
+            by = re.compile(by)
+        except re.error as error:
+            raise ValueError(f"groups={by!r}: expected a regular expression: {error}") from error
+    if isinstance(by, re.Pattern):
+        return lambda names: _bounded([_matched(by, name) for name in names])
+    if callable(by):
+        return lambda names: _bounded([str(by(name)) for name in names])
+    raise TypeError(f"groups={by!r}: expected a regular expression or a function of a tensor's name")
+
+
+def _matched(pattern: re.Pattern[str], name: str) -> str:
+    found = pattern.search(name)
+    if found is None:
+        return OTHER
+    return " ".join(part for part in found.groups() if part) or found.group()
+
+
+def _bounded(groups: list[str]) -> list[str]:
+    """At most `MAXIMUM_GROUPS`, in the order in which they come; the empty name is no group."""
+    named = [group or OTHER for group in groups]
+    different = dict.fromkeys(group for group in named if group != OTHER)
+    kept = set(list(different)[: MAXIMUM_GROUPS - 1]) if len(different) >= MAXIMUM_GROUPS else set(different)
+    return [group if group in kept else OTHER for group in named]
 
 
 def _range(number: int, depth: int, ranges: int) -> str:

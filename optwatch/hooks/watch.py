@@ -23,7 +23,7 @@ from optwatch.board.writer import Values
 from optwatch.hooks.allocator import Allocator
 from optwatch.hooks.context import Context
 from optwatch.hooks.distributed import model_replicas, rank_facts, tensor_replicas
-from optwatch.hooks.groups import by_depth, parameter_names
+from optwatch.hooks.groups import GroupBy, Grouping, by_depth, grouping, parameter_names
 from optwatch.hooks.launch import ensure_agent, find_agent
 from optwatch.hooks.occurrences import Occurrences
 from optwatch.hooks.probe import Probe
@@ -54,6 +54,7 @@ def watch(
     run_id: str | None = None,
     every: int = DEFAULT_EVERY,
     replicas: int | None = None,
+    groups: GroupBy = None,
     directory: str | os.PathLike[str] | None = None,
     agent: bool = True,
 ) -> Watch:
@@ -66,12 +67,14 @@ def watch(
         every: one of so many steps sums the full statistics; all sum norms of gradient and update.
         replicas: the number of ranks that hold the same tensors, by which sums over ranks are to be divided; by
             default what the placement of DTensors says, else the ranks of a DistributedDataParallel model, else 1.
+        groups: by what tensors are grouped: a regular expression (what it matches in the name is the group) or a
+            function of the name; at most 24, the rest is ``other``. By default six, by depth.
         directory: where the board lies; by default in shared memory, private to the user.
         agent: whether to start the node's agent if none runs.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: ``run_id``, ``every`` or ``replicas`` is not valid.
+        ValueError: ``run_id``, ``every``, ``replicas`` or ``groups`` is not valid.
 
     Nothing raises after this has returned: what goes wrong in watching ends in one warning, and training goes on.
     """
@@ -81,13 +84,13 @@ def watch(
         if value < 1 or value != int(value):
             raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
     facts = run_facts(run_id)
-    return begin(optimizers, model, facts, every, replicas, directory, agent)
+    return begin(optimizers, model, facts, every, replicas, directory, agent, groups=grouping(groups))
 
 
 def begin(
     optimizers: Sequence[torch.optim.Optimizer], model: torch.nn.Module | None, facts: Mapping[str, object], every: int,
     replicas: int | None, directory: str | os.PathLike[str] | None, agent: bool, say: Callable[[str], None] = _say,
-    automatic: bool = False,
+    automatic: bool = False, groups: Grouping = by_depth,
 ) -> Watch:  # fmt: skip
     """Make the watch that :func:`current` then returns; ``say`` is told in a line what goes wrong.
 
@@ -97,7 +100,7 @@ def begin(
     if (before := current()) is not None and before.automatic:
         before.close()
     facts = {**facts, **rank_facts(), "replicas": replicas or model_replicas(model)}
-    made = Watch(model, facts, every, replicas, directory, say)
+    made = Watch(model, facts, every, replicas, directory, say, groups)
     made.automatic = automatic
     made.add(*optimizers)
     made.start(agent)
@@ -115,11 +118,12 @@ class Watch:
 
     def __init__(
         self, model: torch.nn.Module | None, facts: Mapping[str, object], every: int, replicas: int | None,
-        directory: str | os.PathLike[str] | None, say: Callable[[str], None],
+        directory: str | os.PathLike[str] | None, say: Callable[[str], None], groups: Grouping,
     ) -> None:  # fmt: skip
         self.run_id, self.rank = str(facts["run_id"]), int(str(facts["rank"]))
         self.pid, self._every, self._replicas = os.getpid(), every, replicas
         self.automatic = False
+        self._groups = groups
         self._model = weakref.ref(model) if model is not None else lambda: None
         self._closed = threading.Event()
         self._say, self._said = say, set[str]()
@@ -209,7 +213,11 @@ class Watch:
         model = self._model()
         named = model.named_parameters() if model is not None else ()
         names = parameter_names(optimizer.param_groups, named)
-        return names, by_depth(names)
+        try:
+            return names, self._groups(names)
+        except Exception as error:  # the user's function: its groups are lost, the run is watched
+            self._warn(f"groups of tensors are by depth, since the function for them failed: {error!r}")
+            return names, by_depth(names)
 
     def _replicas_of(self, tensor: torch.Tensor) -> int:
         if self._replicas is not None:
