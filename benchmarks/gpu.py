@@ -145,7 +145,7 @@ def inputs(spec: PlanSpec, n: int, step: int) -> tuple[Any, Any]:
     """Scalars and keys of ``n`` tensors."""
     scalars = np.repeat(spec.rule.prepare(OPTIONS, np.array([float(step)])), n, axis=0)
     numbers = keys(
-        np.zeros(n, np.uint64), np.arange(n, dtype=np.uint64), len(spec.codecs), np.full(n, float(step))
+        np.zeros(n, np.uint64), np.arange(n, dtype=np.uint64), len(spec.codecs) + 1, np.full(n, float(step))
     )
     return scalars, numbers
 

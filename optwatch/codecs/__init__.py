@@ -17,10 +17,14 @@ from optwatch.codecs.fp32.codec import FORMAT as FP32
 from optwatch.codecs.int4.codec import FORMAT as INT4
 from optwatch.codecs.int8.codec import FORMAT as INT8
 from optwatch.codecs.int8_dynamic.codec import FORMAT as INT8_DYNAMIC
+from optwatch.codecs.weights.codec import CORRECTION, EXACT, VALUES, WEIGHTS
 
 __all__ = [
+    "CORRECTION",
     "FORMATS",
     "SMALL_TENSOR",
+    "VALUES",
+    "WEIGHTS",
     "Buffer",
     "Codec",
     "Kind",
@@ -29,6 +33,7 @@ __all__ = [
     "codec_for",
     "find_codec",
     "state_format",
+    "weight_codec",
 ]
 
 #: The storage formats by the name that ``state=`` takes.
@@ -94,3 +99,13 @@ def find_codec(kind: Kind, primary: torch.dtype, others: Iterable[str]) -> Codec
         if codec.buffers[0].dtype == primary and {b.name for b in codec.buffers[1:]} == others:
             return codec
     return None
+
+
+def weight_codec(weights: str, dtype: torch.dtype) -> Codec:
+    """The codec that ``weights=`` means for parameters of this dtype; a ``ValueError`` names the valid ones.
+
+    An fp32 parameter needs no help: it is kept as it is in every format.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"unknown weight format {weights!r}: use one of {', '.join(map(repr, WEIGHTS))}")
+    return EXACT if dtype == EXACT.buffers[0].dtype else WEIGHTS[weights]

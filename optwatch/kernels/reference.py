@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from optwatch.codecs import Kind
+from optwatch.codecs import Codec, Kind
 from optwatch.kernels import random
 from optwatch.kernels.plan import Keys, PlanSpec, PlanTensor, Scalars
 from optwatch.metrics.fields import maximum_columns
@@ -56,20 +56,23 @@ class ReferencePlan:
         full: bool,
     ) -> Tensor:  # fmt: skip
         """One step on the elements ``[start, stop)`` of one tensor; the row of what happened there."""
-        rule, codecs = self.spec.rule, self.spec.codecs
+        rule, codecs, weights = self.spec.rule, self.spec.codecs, self.spec.weight
         buffers = [codec.cut(slot, start, stop) for codec, slot in zip(codecs, tensor.slots, strict=True)]
-        weight = tensor.param[start:stop]
+        kept = weights.cut(tensor.weight, start, stop)
+        weight = weights.load(kept).clone()
         grad = grad.float()
 
+        def numbers(codec: Codec, key: list[int]) -> Tensor | None:
+            return random.numbers(key, start, stop, self.device) if codec.stochastic else None
+
         old = [codec.load(buffer, stop - start) for codec, buffer in zip(codecs, buffers, strict=True)]
-        exact, update = rule.step(old, grad, weight.float(), h)
-        new_weight = rule.apply(weight.float(), update, h).to(weight.dtype)
+        exact, update = rule.step(old, grad, weight, h)
+        exact_weight = rule.apply(weight, update, h)
+        new_weight = weights.store(exact_weight, kept, numbers(weights, keys[-1]))
         stored = [
-            codec.store(
-                value, buffer, random.numbers(key, start, stop, self.device) if codec.stochastic else None
-            )
-            for codec, buffer, value, key in zip(codecs, buffers, exact, keys, strict=True)
-        ]  # fmt: skip
+            codec.store(value, buffer, numbers(codec, key))
+            for codec, buffer, value, key in zip(codecs, buffers, exact, keys[:-1], strict=True)
+        ]
 
         fields = [_sum_sq(grad), (~grad.isfinite()).sum(), _sum_sq(update)]
         if full:
@@ -77,11 +80,11 @@ class ReferencePlan:
                 _sum_sq(rule.update(stored, grad, h) - rule.update(exact, grad, h)),
                 _sum_sq(new_weight),
                 _sum(exact[0] * grad) if rule.compares_moment else torch.zeros(()),
-                (new_weight == weight).sum(),
+                # A weight that might have moved, had the numbers been others, is none that its update cannot move.
+                ((exact_weight if weights.stochastic else new_weight) == weight).sum(),
             ]
             for slot, codec, buffer, x, y in zip(rule.slots, codecs, buffers, exact, stored, strict=True):
                 fields += slot_fields(slot.kind, codec.saturated(x, buffer), x, y)
-        weight.copy_(new_weight)
         row = torch.stack([field.double() for field in fields])
         return torch.nn.functional.pad(row, (0, self.spec.columns - len(row)))
 

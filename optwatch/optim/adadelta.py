@@ -33,6 +33,7 @@ class Adadelta(Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
         state: StateFormat = "fp32",
+        weights: str = "native",
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
@@ -46,4 +47,4 @@ class Adadelta(Optimizer):
             "maximize": maximize,
             "differentiable": differentiable,
         }
-        super().__init__(params, defaults, state=state, seed=seed, backend=backend)
+        super().__init__(params, defaults, state=state, weights=weights, seed=seed, backend=backend)

@@ -42,6 +42,7 @@ class AdamW(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         state: StateFormat = "fp32",
+        weights: str = "native",
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
@@ -57,7 +58,7 @@ class AdamW(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, defaults, state=state, seed=seed, backend=backend)
+        super().__init__(params, defaults, state=state, weights=weights, seed=seed, backend=backend)
 
     def rule_for(self, group: Mapping[str, Any]) -> Rule:
         """The largest second moment is a third slot."""

@@ -44,6 +44,7 @@ class AdEMAMix(Optimizer):
         *,
         maximize: bool = False,
         state: StateFormat = "fp32",
+        weights: str = "native",
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
@@ -57,4 +58,4 @@ class AdEMAMix(Optimizer):
             "weight_decay": weight_decay,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, state=state, seed=seed, backend=backend)
+        super().__init__(params, defaults, state=state, weights=weights, seed=seed, backend=backend)

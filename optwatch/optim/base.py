@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optwatch.codecs import Codec, StateFormat, check_state, codec_for
+from optwatch.codecs import Codec, StateFormat, check_state, codec_for, weight_codec
 from optwatch.kernels import PlanSpec, check_backend
 from optwatch.optim.binding import Binding, Stale
 from optwatch.optim.checkpoint import load
@@ -20,6 +20,8 @@ from optwatch.optim.options import Ranges, check
 from optwatch.optim.release import Release
 from optwatch.optim.slots import begin, decode, identify
 from optwatch.optim.stats import PlanStats, StepStats, Subscriber
+from optwatch.optim.weights import KEY, correction_of, exact_weight, format_of
+from optwatch.optim.weights import begin as begin_weight
 from optwatch.rules import Rule
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -40,7 +42,7 @@ class Optimizer(torch.optim.Optimizer):
 
     A subclass names its ``rule`` (or chooses one for each group in :meth:`rule_for`), the hyperparameters (``options``)
     that rules read, their ``ranges``, and has a constructor with torch.optim's signature that passes ``state``,
-    ``seed`` and ``backend`` on. State is created at the first step that a parameter has a gradient in.
+    ``weights``, ``seed`` and ``backend`` on. State is created at the first step that a parameter has a gradient in.
     """
 
     rule: ClassVar[Rule]
@@ -49,8 +51,9 @@ class Optimizer(torch.optim.Optimizer):
     ranges: ClassVar[Ranges] = ()
 
     def __init__(
-        self, params: ParamsT, defaults: dict[str, Any], *, state: StateFormat, seed: int, backend: str | None
-    ) -> None:
+        self, params: ParamsT, defaults: dict[str, Any], *, state: StateFormat, weights: str, seed: int,
+        backend: str | None,
+    ) -> None:  # fmt: skip
         if backend is not None:
             check_backend(backend)
         self._backend = backend
@@ -60,14 +63,16 @@ class Optimizer(torch.optim.Optimizer):
         self._release: Release | None = None
         #: Slots of parameters whose format was converted by loading a checkpoint, since construction.
         self.state_conversions = 0
-        super().__init__(params, {**defaults, "state": state, "seed": seed, "schema": SCHEMA})
+        options = {**defaults, "state": state, "weights": weights, "seed": seed, "schema": SCHEMA}
+        super().__init__(params, options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as torch.optim does; ``state=`` and every option may differ from group to group."""
+        """Add a group, as torch.optim does; ``state=``, ``weights=`` and every option may differ between groups."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             check_state(group["state"], [slot.name for slot in self.rule_for(group).slots])
+            weight_codec(group["weights"], torch.bfloat16)
             self.check_options(group)
             for position, param in enumerate(group["params"]):
                 if param.dtype not in DTYPES:
@@ -148,14 +153,19 @@ class Optimizer(torch.optim.Optimizer):
     def _is_current(self, bindings: list[Binding]) -> bool:
         """Whether the plans are bound to what ``self.state`` holds: the same dicts, and in them the same tensors.
 
-        And whether the groups still ask for the rules that the plans run: an option may have changed them.
+        And whether the groups still ask for the rules and weight formats that the plans run: an option may have changed
+        them.
         """
-        if self._rules != [self.rule_for(group) for group in self.param_groups]:
+        if self._asked != self._asks():
             return False
         same = len(self.state) == len(self._bound) and all(
             map(operator.is_, self.state.values(), self._bound)
         )
         return same and all(binding.is_current() for binding in bindings)
+
+    def _asks(self) -> list[tuple[Rule, str]]:
+        """What the options of each group ask for."""
+        return [(self.rule_for(group), group["weights"]) for group in self.param_groups]
 
     def release_gradients(self) -> Callable[[], None]:
         """Step each parameter in the backward pass, as its gradient arrives, and free the gradient at once.
@@ -203,7 +213,7 @@ class Optimizer(torch.optim.Optimizer):
         """Create missing state and bind one plan for each combination of device, element types and codecs."""
         plans: dict[tuple[torch.device, PlanSpec], list[tuple[Tensor, int, int]]] = defaultdict(list)
         self._waiting: list[Tensor] = []
-        self._rules = [self.rule_for(group) for group in self.param_groups]
+        self._asked = self._asks()
         index = 0
         for number, group in enumerate(self.param_groups):
             for position, param in enumerate(group["params"]):
@@ -240,10 +250,15 @@ class Optimizer(torch.optim.Optimizer):
                 codec = codec_for(group["state"], slot.name, slot.kind, param.numel())
                 initial = float(group[slot.initial]) if slot.initial else 0.0
                 state.update(begin(codec, slot.name, param, initial))
+            state.update(begin_weight(weight_codec(group["weights"], param.dtype), param))
         rule = self.rule_for(group)
         codecs = self._codecs(rule, param, name)
+        try:
+            weights = format_of(group["weights"], state, param)
+        except ValueError as error:
+            raise ValueError(f"the state of {name} does not fit: {error}") from None
         grad_dtype = param.dtype if param.grad is None else param.grad.dtype
-        return PlanSpec(rule, codecs, param.dtype, grad_dtype)
+        return PlanSpec(rule, codecs, param.dtype, grad_dtype, weights)
 
     def _codecs(self, rule: Rule, param: Tensor, name: str) -> tuple[Codec, ...]:
         """The codecs of the state that ``param`` has."""
@@ -285,6 +300,19 @@ class Optimizer(torch.optim.Optimizer):
             for slot, codec in zip(rule.slots, codecs, strict=True)
         }
 
+    def master_state_dict(self) -> dict[str, Tensor]:
+        """The weights as new fp32 tensors, with what a split format keeps beside bf16 parameters.
+
+        By the names of ``model.named_parameters()``, if those were given to the constructor, and else by the number of
+        the parameter, counted through all groups.
+        """
+        found: dict[str, Tensor] = {}
+        for group in self.param_groups:
+            names = group.get("param_names") or map(str, range(len(found), len(found) + len(group["params"])))
+            for name, param in zip(names, group["params"], strict=True):
+                found[name] = exact_weight(group["weights"], self.state.get(param, {}), param)
+        return found
+
     def slot_names(self) -> tuple[str, ...]:
         """The slots of all groups' rules, each once, in the rules' order."""
         slots = (slot.name for group in self.param_groups for slot in self.rule_for(group).slots)
@@ -295,7 +323,7 @@ class Optimizer(torch.optim.Optimizer):
         return count_state_bytes(self.state.values(), self.slot_names())
 
     def expected_state_bytes(self) -> dict[StateKind, int]:
-        """The bytes that ``state=`` asks for, for the parameters that have been stepped, keyed like the actual ones."""
+        """The bytes that ``state=`` and ``weights=`` ask for, of the parameters stepped so far, by the same keys."""
         expected: dict[StateKind, int] = defaultdict(int)
         for group in self.param_groups:
             for param in group["params"]:
@@ -307,6 +335,9 @@ class Optimizer(torch.optim.Optimizer):
                     for buffer in codec.buffers:
                         kind = StateKind(slot.name, _short(buffer.dtype), str(param.device))
                         expected[kind] += codec.length(buffer, param.numel()) * buffer.dtype.itemsize
+                if correction := correction_of(weight_codec(group["weights"], param.dtype)):
+                    kind = StateKind(KEY, _short(correction.dtype), str(param.device))
+                    expected[kind] += param.numel() * correction.dtype.itemsize
         return dict(expected)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
@@ -314,9 +345,9 @@ class Optimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any], *, convert: bool = False) -> None:
         """Load what :meth:`state_dict` gave; low-bit state stays as it is and training continues bit by bit.
 
-        State in another format than ``state=`` asks for (also that of the torch.optim class) is refused with a
-        ``ValueError`` that names both, or converted with ``convert=True``. So is a checkpoint of bitsandbytes, torchao
-        or FlashOptim. :attr:`state_conversions` counts. An error leaves the optimizer as it was.
+        State in another format than ``state=`` or ``weights=`` asks for (also that of the torch.optim class) is refused
+        with a ``ValueError`` that names both, or converted with ``convert=True``. So is a checkpoint of bitsandbytes,
+        torchao or FlashOptim. :attr:`state_conversions` counts. An error leaves the optimizer as it was.
         """
         load(self, state_dict, convert)
 
@@ -335,6 +366,8 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over ``state`` and bind at the next step."""
         super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("weights", "native")  # an option that came later than some pickles
         self._bindings = None
         self.__dict__.setdefault("_subscribers", {})
         self.__dict__.setdefault("_release", None)

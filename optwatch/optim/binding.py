@@ -16,6 +16,7 @@ from optwatch.kernels.random import keys
 from optwatch.optim.layout import flat, flat_copy, memory_order
 from optwatch.optim.slots import buffer_key, flat_buffers, lay_out, shaped_like_parameter
 from optwatch.optim.stats import PlanStats, StatsLayout
+from optwatch.optim.weights import KEY, correction_of, flat_correction
 
 State = MutableMapping[str, Any]
 
@@ -57,7 +58,7 @@ class Binding:
         device = params[0].device
         chosen = choose_backend(spec, device, backend)
         self._plan = chosen.bind(spec, [self._tensor(i, state) for i, state in enumerate(states)])
-        self._no_keys = np.zeros((len(params), len(spec.codecs), 2), np.uint32)
+        self._no_keys = np.zeros((len(params), len(spec.codecs) + 1, 2), np.uint32)
         self.layout = StatsLayout(
             indices=tuple(indices),
             numel=tuple(p.numel() for p in params),
@@ -86,7 +87,7 @@ class Binding:
             slots.append(flat_buffers(codec, slot.name, state, order))
         weight = self._copies[i] if i in self._copies else flat(param.detach(), order)
         assert weight is not None
-        return PlanTensor(weight, tuple(slots))
+        return PlanTensor(weight, tuple(slots), flat_correction(self.spec.weight, param, state))
 
     def _remember(self, states: Sequence[State]) -> None:
         """Note everything that the plan holds a pointer to."""
@@ -94,7 +95,7 @@ class Binding:
             buffer_key(codec, slot.name, buffer)
             for slot, codec in zip(self.spec.rule.slots, self.spec.codecs, strict=True)
             for buffer in codec.buffers
-        ]
+        ] + [KEY] * (correction_of(self.spec.weight) is not None)
         pairs = [(state, key) for state in states for key in ("step", *names)]
         self._states = [state for state, _ in pairs]
         self._state_keys = [key for _, key in pairs]
@@ -153,7 +154,7 @@ class Binding:
         numbers = self._no_keys
         if self.spec.stochastic:
             seeds = np.array([group["seed"] % 2**64 for group in groups], np.uint64)[self._group_of]
-            numbers = keys(~seeds if aside else seeds, self._indices, len(self.spec.codecs), steps)
+            numbers = keys(~seeds if aside else seeds, self._indices, len(self.spec.codecs) + 1, steps)
         for i, copy in self._copies.items():
             copy.view(self.params[i].shape).copy_(self.params[i])
         rows = self._plan.run(grads, scalars, numbers, full)

@@ -18,7 +18,11 @@ from optwatch.kernels.random import keys, numbers
 from optwatch.optim.interchange import Peer, peer_of
 from optwatch.optim.layout import flat, memory_order
 from optwatch.optim.slots import buffer_key, decode, identify, keep, shaped_like_parameter
+from optwatch.optim.weights import found_format, load_correction
 from optwatch.rules import Rule
+
+#: Options of a group that stay the optimizer's own.
+_OWN = {"params", "state", "weights", "schema"}
 
 
 class Loadable(Protocol):
@@ -84,7 +88,7 @@ def _check_form(state_dict: Mapping[str, Any]) -> None:
 
 
 def _groups(optimizer: Loadable, state_dict: Mapping[str, Any], peer: Peer | None) -> list[dict[str, Any]]:
-    """The optimizer's groups with the checkpoint's options. The state format stays what the constructor asked for."""
+    """The optimizer's groups with the checkpoint's options. The formats stay what the constructor asked for."""
     saved, own = state_dict["param_groups"], optimizer.param_groups
     sizes, wanted = [len(group["params"]) for group in saved], [len(group["params"]) for group in own]
     if sizes != wanted:
@@ -101,7 +105,7 @@ def _groups(optimizer: Loadable, state_dict: Mapping[str, Any], peer: Peer | Non
         options = old if peer is None else peer.options(old, new)
         group = {
             **new,
-            **{key: value for key, value in options.items() if key not in {"params", "state", "schema"}},
+            **{key: value for key, value in options.items() if key not in _OWN},
         }
         optimizer.check_options(group)
         groups.append(group)
@@ -139,6 +143,7 @@ class _Parameter:
         self, optimizer: Loadable, group: Mapping[str, Any], param: Tensor, name: str, index: int
     ) -> None:
         self.rule, self.format, self.seed = optimizer.rule_for(group), group["state"], int(group["seed"])
+        self.weights = group["weights"]
         self.param, self.name, self.index = param, name, index
         self.converted = 0
 
@@ -169,6 +174,11 @@ class _Parameter:
                 state.update(self._convert(codec, wanted, slot.name, saved))
             else:
                 raise ValueError(self._refusal(codec, wanted, slot.name))
+        try:
+            state.update(load_correction(self.weights, saved, self.param, convert))
+        except ValueError as error:
+            raise ValueError(f"the checkpoint's state of {self.name} does not fit: {error}") from None
+        self.converted += found_format(saved, self.param) != found_format(state, self.param)
         return state
 
     def _same_order(self, codec: Codec, primary: Tensor) -> bool:

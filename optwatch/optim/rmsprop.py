@@ -43,6 +43,7 @@ class RMSprop(Optimizer):
         differentiable: bool = False,
         *,
         state: StateFormat = "fp32",
+        weights: str = "native",
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
@@ -58,7 +59,7 @@ class RMSprop(Optimizer):
             "maximize": maximize,
             "differentiable": differentiable,
         }
-        super().__init__(params, defaults, state=state, seed=seed, backend=backend)
+        super().__init__(params, defaults, state=state, weights=weights, seed=seed, backend=backend)
 
     def rule_for(self, group: Mapping[str, Any]) -> Rule:
         """By the slots that the options ask for."""

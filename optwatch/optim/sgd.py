@@ -36,6 +36,7 @@ class SGD(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         state: StateFormat = "fp32",
+        weights: str = "native",
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
@@ -50,7 +51,7 @@ class SGD(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, defaults, state=state, seed=seed, backend=backend)
+        super().__init__(params, defaults, state=state, weights=weights, seed=seed, backend=backend)
 
     def rule_for(self, group: Mapping[str, Any]) -> Rule:
         """The buffer is a slot only where there is momentum."""

@@ -55,6 +55,7 @@ class SophiaG(Optimizer):
         bs: int = 5120,
         maximize: bool = False,
         state: StateFormat = "fp32",
+        weights: str = "native",
         seed: int = 0,
         backend: str | None = None,
     ) -> None:
@@ -66,7 +67,7 @@ class SophiaG(Optimizer):
             "bs": bs,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, state=state, seed=seed, backend=backend)
+        super().__init__(params, defaults, state=state, weights=weights, seed=seed, backend=backend)
 
     @torch.no_grad()
     def update_hessian(self) -> None:

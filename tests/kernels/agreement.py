@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from optwatch.codecs import FORMATS, Codec, Kind
+from optwatch.codecs import CORRECTION, FORMATS, VALUES, WEIGHTS, Codec, Kind
 from optwatch.kernels import PlanSpec, PlanTensor, backend
 from optwatch.kernels.random import keys
 from optwatch.metrics.fields import CHEAP_FIELDS, row_fields
@@ -62,14 +62,16 @@ class Case(NamedTuple):
     formats: tuple[str, ...]  # of each slot
     param: torch.dtype
     grad: torch.dtype
+    weights: str = "native"
 
     def spec(self) -> PlanSpec:
         rule = RULES[self.rule]
         codecs = tuple(FORMATS[name][slot.kind] for name, slot in zip(self.formats, rule.slots, strict=True))
-        return PlanSpec(rule, codecs, self.param, self.grad)
+        return PlanSpec(rule, codecs, self.param, self.grad, self.weights)
 
     def __str__(self) -> str:
         types = "-".join(str(d).removeprefix("torch.") for d in (self.param, self.grad))
+        types += f"-{self.weights}" if self.weights != "native" else ""
         return f"{self.rule}-{'+'.join(self.formats)}-{types}"
 
 
@@ -96,10 +98,17 @@ def few_cases(rules: Sequence[str] = ("adamw",)) -> list[Case]:
     return [Case(name, (fmt,) * len(RULES[name].slots), *next(types)) for name in rules for fmt in formats]
 
 
+def weight_cases() -> list[Case]:
+    """Each weight format with AdamW, which has a loop of its own for 8-bit state, and with a rule without slots."""
+    types = torch.bfloat16, torch.bfloat16
+    plans = (("adamw", ("int8", "int8")), ("adamw", ("fp32", "fp32")), ("sgd", ()))
+    return [Case(*plan, *types, weights) for weights in WEIGHTS if weights != "native" for plan in plans]
+
+
 def runs(name: str, case: Case) -> bool:
     """Whether backend ``name`` has kernels for the case's rule and codecs; a lacking library is another matter."""
     reason = backend(name).why_not(case.spec(), CPU)
-    parts = (case.rule, *(codec.name for codec in case.spec().codecs))
+    parts = (case.rule, *(codec.name for codec in (*case.spec().codecs, case.spec().weight)))
     return reason is None or not any(part in reason for part in parts)
 
 
@@ -170,9 +179,14 @@ def items(spec: PlanSpec, sizes: Sequence[int], patterns: Sequence[str], steps: 
             buffers = codec.allocate(size, CPU)
             codec.store(values, buffers, torch.randint(0, 65536, (size,), generator=gen).float())
             slots.append(buffers)
-        param = torch.randn(size, generator=gen).to(spec.param_dtype)
+        weight = torch.randn(size, generator=gen)
+        param = weight.to(spec.param_dtype)
+        split = spec.weight.allocate(size, CPU)
+        if CORRECTION in split:
+            spec.weight.store(weight, split, torch.randint(0, 65536, (size,), generator=gen).float())
+            param = split[VALUES]
         grads: list[Tensor | None] = [draw(size, gen).to(spec.grad_dtype) for _ in range(steps)]
-        made.append(Item(f"{pattern}[{size}]", PlanTensor(param, tuple(slots)), grads))
+        made.append(Item(f"{pattern}[{size}]", PlanTensor(param, tuple(slots), split.get(CORRECTION)), grads))
     gone = items(spec, (sizes[-1],), ("normal",), steps)[0] if len(patterns) > 1 else None
     if gone is not None:
         made.append(Item("no gradient", gone.tensor, [None] * steps))
@@ -180,11 +194,20 @@ def items(spec: PlanSpec, sizes: Sequence[int], patterns: Sequence[str], steps: 
 
 
 def clone(tensor: PlanTensor) -> PlanTensor:
-    return PlanTensor(tensor.param.clone(), tuple({k: b.clone() for k, b in s.items()} for s in tensor.slots))
+    slots = tuple({name: buffer.clone() for name, buffer in slot.items()} for slot in tensor.slots)
+    return PlanTensor(
+        tensor.param.clone(), slots, None if tensor.correction is None else tensor.correction.clone()
+    )
+
+
+def weight_of(spec: PlanSpec, tensor: PlanTensor) -> Tensor:
+    """The weight in fp32, a copy."""
+    return spec.weight.load(tensor.weight).clone()
 
 
 def copy_into(target: PlanTensor, source: PlanTensor) -> None:
-    target.param.copy_(source.param)
+    for name, buffer in target.weight.items():
+        buffer.copy_(source.weight[name])
     for mine, theirs in zip(target.slots, source.slots, strict=True):
         for name, buffer in mine.items():
             buffer.copy_(theirs[name])
@@ -197,7 +220,7 @@ def scalars_of(rule: Rule, n: int, step: int) -> np.ndarray:
 
 def keys_of(spec: PlanSpec, n: int, step: int) -> np.ndarray:
     return keys(
-        np.zeros(n, np.uint64), np.arange(n, dtype=np.uint64), len(spec.codecs), np.full(n, float(step))
+        np.zeros(n, np.uint64), np.arange(n, dtype=np.uint64), len(spec.codecs) + 1, np.full(n, float(step))
     )
 
 
@@ -232,12 +255,12 @@ def compare_tensor(
 ) -> tuple[int, int]:  # fmt: skip
     """Weights and state of one tensor after one step; returns how many codes are equal, and of how many."""
     if grad is None:
-        for a, b in itertools.chain([(own.param, before.param)], _buffers(own, before)):
+        for a, b in _buffers(own, before):
             assert torch.equal(a, b), f"{label}: changed without a gradient"
         return 0, 0
-    close(
-        own.param, truth.param, _magnitude(spec, before, grad, scalars), spec.param_dtype, f"{label}: weights"
-    )
+    mine, theirs = (weight_of(spec, tensor) for tensor in (own, truth))
+    unit = UNITS.get(spec.weight.name, 1e-6)
+    close(mine, theirs, _magnitude(spec, before, grad, scalars), unit, f"{label}: weights")
     equal = total = 0
     for slot, codec, mine, theirs, old in zip(
         spec.rule.slots, spec.codecs, own.slots, truth.slots, before.slots, strict=True
@@ -248,7 +271,8 @@ def compare_tensor(
             scale = codec.load(old).abs() + grad.float().abs() ** (
                 2 if slot.kind is Kind.SECOND_MOMENT else 1
             )
-            close(codec.load(mine), codec.load(theirs), scale, primary.dtype, what)
+            unit = 1e-6 if primary.dtype is torch.float32 else 2.0**-7
+            close(codec.load(mine), codec.load(theirs), scale, unit, what)
             continue
         codes = [bits(codec.codes(buffers, len(grad))).int() for buffers in (mine, theirs)]
         values = [codec.load(buffers, len(grad)) for buffers in (mine, theirs)]
@@ -268,28 +292,34 @@ def _magnitude(spec: PlanSpec, before: PlanTensor, grad: Tensor, scalars: np.nda
     old = [
         codec.load(buffers, len(grad)).abs() for codec, buffers in zip(spec.codecs, before.slots, strict=True)
     ]
-    weight = before.param.float().abs()
+    weight = weight_of(spec, before).abs()
     update = spec.rule.step(old, grad.float().abs(), weight, h)[1].abs()
     # Values decoded from codes may differ by 1e-5, ten times what arithmetic may.
     coded = any(not codec.buffers[0].dtype.is_floating_point for codec in spec.codecs)
     return weight + (10 * update if coded else update)
 
 
-def close(mine: Tensor, theirs: Tensor, scale: Tensor, dtype: torch.dtype, what: str) -> None:
-    """Equal to 1e-6 of the magnitudes that went into it; in bf16, where rounding may fall the other way, to one ulp."""
+#: Where rounding may fall the other way, one unit in the last place of what a weight is kept in.
+UNITS = {"native_bfloat16": 2.0**-7, "stochastic_bfloat16": 2.0**-7, "split8": 2.0**-15}
+
+
+def close(mine: Tensor, theirs: Tensor, scale: Tensor, unit: float, what: str) -> None:
+    """Equal to 1e-6 of the magnitudes that went into it, or to the unit in the last place of what it is kept in."""
     mine, theirs, scale = mine.float(), theirs.float(), scale.float().nan_to_num(0.0, 0.0, 0.0)
     assert torch.equal(mine.isfinite(), theirs.isfinite()), f"{what}: not finite at other places"
     finite = mine.isfinite()
     error = (mine - theirs).abs()[finite].double()
     magnitude = torch.maximum(theirs.abs(), scale)[finite].double()
-    relative = 1e-6 if dtype is torch.float32 else 2.0**-7
-    worst = (error - relative * magnitude - 2.0**-126).max() if len(error) else torch.tensor(-1.0)
+    worst = (error - unit * magnitude - 2.0**-126).max() if len(error) else torch.tensor(-1.0)
     assert worst <= 0, f"{what}: off by {error.max():.3g}"
-    if dtype is torch.bfloat16 and len(error) > 1000:
+    if unit == 2.0**-7 and len(error) > 1000:
         assert (error > 1e-6 * magnitude).double().mean() < 2e-3, f"{what}: too many bf16 roundings differ"
 
 
 def _buffers(a: PlanTensor, b: PlanTensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Weights and state of both, bit by bit."""
+    for name, buffer in a.weight.items():
+        yield buffer, b.weight[name]
     for mine, theirs in zip(a.slots, b.slots, strict=True):
         for name in mine:
             yield bits(mine[name]), bits(theirs[name])
@@ -309,17 +339,22 @@ def exact_row(
         (codec.load(old, len(grad)), codec.load(new, len(grad)))
         for codec, old, new in zip(spec.codecs, before.slots, after.slots, strict=True)
     ]
-    single, exact, u, again, error = _exactly(spec, load, before.param, grad, scalars)
+    old, new = (weight_of(spec, tensor) for tensor in (before, after))
+    single, exact, u, again, error = _exactly(spec, load, old, grad, scalars)
+    moved = new
+    if spec.weight.stochastic:
+        h = dict(zip(rule.scalars, scalars.tolist(), strict=True))
+        moved = rule.apply(old, rule.step([x for x, _ in load], grad.float(), old, h)[1], h)
     row = {
         "grad_sq": (g.square(), g.square()),
         "nonfinite": ((~g.isfinite()).double(),) * 2,
         "update_sq": (u.square(), u.square()),
         "update_error_sq": (error.square(), _difference(error, again)),
-        "weight_sq": (after.param.double().square(),) * 2,
+        "weight_sq": (new.double().square(),) * 2,
         "moment_grad": (exact[0] * g, (exact[0] * g).abs())
         if rule.compares_moment
         else (torch.zeros_like(g),) * 2,
-        "unchanged": ((after.param == before.param).double(),) * 2,
+        "unchanged": ((moved == old).double(),) * 2,
     }
     for slot, codec, buffers, x, narrow, (_, y) in zip(
         rule.slots, spec.codecs, after.slots, exact, single, load, strict=True
@@ -395,7 +430,9 @@ def check_statistics(
     for field, value in zip(fields, row.tolist(), strict=True):
         expected, magnitude = truth[field]
         what = f"{label}: {field} is {value}, expected {expected}"
-        if field.endswith(("nonfinite", "unchanged", "saturated")):
+        if field == "unchanged" and spec.weight.stochastic:  # the last bit of the exact new weight decides
+            assert abs(value - expected) <= 1e-3 * len(grad), what
+        elif field.endswith(("nonfinite", "unchanged", "saturated")):
             assert value == expected, what
         elif field.endswith("error_sq") and value == 0 and all(codec.name == "fp32" for codec in spec.codecs):
             pass  # what is stored exactly has no error, not even where it is not a number
@@ -423,5 +460,4 @@ def check_full_changes_nothing(name: str, case: Case, sizes: Sequence[int], step
         np.testing.assert_allclose(rows[0][:, :cheap], rows[1][:, :cheap], rtol=1e-4)
         assert not rows[0][:, cheap:].any()
     for a, b in zip(plain, full, strict=True):
-        assert torch.equal(a.param, b.param), f"{case}: weights differ"
-        assert all(torch.equal(x, y) for x, y in _buffers(a, b)), f"{case}: state differs"
+        assert all(torch.equal(x, y) for x, y in _buffers(a, b)), f"{case}: weights or state differ"

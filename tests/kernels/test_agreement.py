@@ -17,6 +17,7 @@ from tests.kernels.agreement import (
     every_case,
     few_cases,
     runs,
+    weight_cases,
 )
 
 # The reference against itself checks its statistics against float64.
@@ -58,13 +59,22 @@ def test_full_statistics_of_every_rule_change_no_bit(backend: str, case: Case) -
     check_full_changes_nothing(backend, case, (129, 4097), steps=10)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", weight_cases(), ids=str)
+def test_every_weight_format(backend: str, case: Case) -> None:
+    """Weights, what is beside them, and statistics; with and without which the bits are the same."""
+    check_agreement(backend, case, (31, 512, 4097), tuple(PATTERNS))
+    check_full_changes_nothing(backend, case, (129, 4097), steps=5)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads_change_no_bit(threads: int) -> None:
     """The same weights, codes and sums for any number of threads."""
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        check_agreement("cpu", few_cases()[-1], (LARGE,), ("heavy tail",), steps=1)
+        for case in (few_cases()[-1], weight_cases()[4]):
+            check_agreement("cpu", case, (LARGE,), ("heavy tail",), steps=1)
     finally:
         torch.set_num_threads(before)
 

@@ -73,7 +73,9 @@ class Run:
         for step in range(1, steps + 1):
             grads = [gradient(kind, size, generator).to(self.dtype) for size in SIZES]
             at = np.full(n, float(step))
-            keys = random.keys(np.zeros(n, np.uint64), np.arange(n, dtype=np.uint64), len(self.codecs), at)
+            keys = random.keys(
+                np.zeros(n, np.uint64), np.arange(n, dtype=np.uint64), len(self.codecs) + 1, at
+            )
             ready.append((grads, RULE.prepare(arrays, at), keys))
         return lambda step: self.plan.run(*ready[step - 1], full)
 
@@ -176,7 +178,7 @@ def test_a_tensor_without_gradient_is_left_alone() -> None:
     arrays = {name: np.full(len(SIZES), value) for name, value in options.items()}
     arrays["betas"] = np.tile([0.9, 0.999], (len(SIZES), 1))
     scalars = RULE.prepare(arrays, np.ones(len(SIZES)))
-    keys = np.ones((len(SIZES), 2, 2), np.uint32)
+    keys = np.ones((len(SIZES), 3, 2), np.uint32)
     grads = [torch.ones(n) for n in SIZES]
     skipped: list[Tensor | None] = [None, *grads[1:-1], None]
     rows = alone.plan.run(skipped, scalars, keys, full=True)
@@ -212,7 +214,7 @@ def test_bad_shapes_and_buffers_are_refused() -> None:
     """What was given, what was expected."""
     run = Run("int8")
     with pytest.raises(ValueError, match="expected 7 gradients"):
-        run.plan.run([None], np.zeros((1, 8), np.float32), np.zeros((1, 2, 2), np.uint32), full=False)
+        run.plan.run([None], np.zeros((1, 8), np.float32), np.zeros((1, 3, 2), np.uint32), full=False)
     wrong = PlanTensor(torch.zeros(8), run.tensors[4].slots)
     with pytest.raises(ValueError, match="has 513 values, expected 8"):
         CpuPlan(run.plan._library, run.plan.spec, [wrong])

@@ -6,6 +6,7 @@ that is the loop's length times the threads of a tile over its elements.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -25,6 +26,8 @@ KERNELS = ("plain", "full")
 CHIPS = (80, 90, 100)
 #: Instructions an element on sm_90, at most: of each format's plain and full kernel.
 BUDGET = {"fp32": (24, 42), "bf16": (42, 88), "int8": (80, 115)}
+#: The same of weight formats, with 8-bit state.
+WEIGHT_BUDGET = {"stochastic": (92, 127), "split8": (98, 133), "split16": (90, 125)}
 
 
 def spec_of(rule: str, fmt: str, param: torch.dtype, grad: torch.dtype) -> PlanSpec:
@@ -40,7 +43,7 @@ def compiled(rule: str, fmt: str, param: torch.dtype, grad: torch.dtype, kernel:
 
 def has_kernel(rule: str, fmt: str) -> bool:
     """Whether rule and codecs have ``triton`` modules; without one a plan runs on the reference."""
-    functions, slots = step_functions(spec_of(rule, fmt, torch.float32, torch.float32))
+    functions, _, slots = step_functions(spec_of(rule, fmt, torch.float32, torch.float32))
     return functions is not None and None not in slots
 
 
@@ -118,6 +121,29 @@ def test_random_numbers_are_shared(dtype: torch.dtype) -> None:
     loop = main_loop(compiled("adamw", "int8", dtype, dtype, "plain", 90))
     elements = shape.tile // (32 * shape.warps)
     assert sum("0x7feb352d" in operands for _, operands in loop.body) == elements // 2
+
+
+@pytest.mark.parametrize(
+    ("weights", "kernel", "chip"),
+    [
+        pytest.param(*plan, marks=[] if plan[1:] == ("plain", 90) else [pytest.mark.slow])
+        for plan in itertools.product(WEIGHT_BUDGET, KERNELS, CHIPS)
+    ],
+)
+def test_weight_formats(weights: str, kernel: str, chip: int) -> None:
+    """No spills with 8-bit state; on sm_90 within a budget, and what lies beside the weights is loaded as widely."""
+    spec = dataclasses.replace(spec_of("adamw", "int8", torch.bfloat16, torch.bfloat16), weights=weights)
+    shape = device_shape(spec)
+    binary = compile_step(spec, GPUTarget("cuda", chip, 32), kernel == "full")
+    used, loop = resources(binary), main_loop(binary)
+    assert used["stack"] == used["local"] == 0
+    assert not loop.count("LDL", "STL")
+    assert used["reg"] <= (shape.registers if kernel == "plain" else 255)
+    if chip == 90:
+        assert len(loop.body) * 32 * shape.warps / shape.tile <= WEIGHT_BUDGET[weights][kernel == "full"]
+        beside = sum(buffer.dtype.itemsize for buffer in spec.weight.buffers[1:])
+        assert loop.count("LDG.E.128") == 2 + (beside == 2)
+        assert loop.count("LDG.E.64") == 3 + (beside == 1)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -87,7 +87,7 @@ def plan_of(sizes: list[int], name: str = "adamw") -> tuple[TritonPlan, PlanSpec
 def run(plan: TritonPlan, sizes: list[int], lr: float, full: bool = False) -> None:
     rule, n = plan.spec.rule, len(sizes)
     scalars = np.full((n, len(rule.scalars)), lr, np.float32)
-    plan.run([torch.ones(n) for n in sizes], scalars, np.zeros((n, len(rule.slots), 2), np.uint32), full)
+    plan.run([torch.ones(n) for n in sizes], scalars, np.zeros((n, len(rule.slots) + 1, 2), np.uint32), full)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_what_a_step_sends() -> None:
     plan, _ = plan_of([100, 200])
     grad = torch.ones(200)
     scalars = np.arange(16, dtype=np.float32).reshape(2, 8)
-    keys = np.arange(8, dtype=np.uint32).reshape(2, 2, 2) + 0xFFFFFF00
+    keys = np.arange(12, dtype=np.uint32).reshape(2, 3, 2) + 0xFFFFFF00
     addresses, sent_scalars, sent_keys = plan.inputs.copy([None, grad], scalars, keys)
     assert addresses.tolist() == [0, grad.data_ptr()]
     assert np.array_equal(sent_scalars.numpy(), scalars.ravel())

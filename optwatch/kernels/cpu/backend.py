@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from optwatch.codecs import Codec
 from optwatch.kernels.cpu.library import Library, LibraryError, library
 from optwatch.kernels.plan import Keys, PlanSpec, PlanTensor, Scalars
 
@@ -37,8 +38,8 @@ class CpuBackend:
         if len(spec.codecs) > _MAX_SLOTS:
             return f"it has room for {_MAX_SLOTS} slots, the rule {spec.rule.name!r} has {len(spec.codecs)}"
         needed = [("rule", spec.rule.name)]
-        needed += [("codec", codec.name) for codec in spec.codecs]
-        needed += [("type", _type_name(dtype)) for dtype in (spec.param_dtype, spec.grad_dtype)]
+        needed += [("codec", codec.name) for codec in (*spec.codecs, spec.weight)]
+        needed += [("type", _type_name(spec.grad_dtype))]
         missing = [f"{kind} {name!r}" for kind, name in needed if not loaded.has(kind, name)]
         return f"it has no kernel for {', '.join(missing)}" if missing else None
 
@@ -61,6 +62,7 @@ class CpuPlan:
         n, slots = len(self.tensors), len(spec.codecs)
         numel = np.array([tensor.param.numel() for tensor in self.tensors], np.int64)
         params = np.array([_address(tensor.param, spec.param_dtype) for tensor in self.tensors], np.uint64)
+        corrections = np.array([_correction(spec.weight, tensor) for tensor in self.tensors], np.uint64)
         buffers = np.zeros((n, slots, _MAX_BUFFERS), np.uint64)
         for i, tensor in enumerate(self.tensors):
             for s, (codec, slot) in enumerate(zip(spec.codecs, tensor.slots, strict=True)):
@@ -72,16 +74,17 @@ class CpuPlan:
             loaded.isa.encode(),
             spec.rule.name.encode(),
             names,
-            _type_name(spec.param_dtype).encode(),
+            spec.weight.name.encode(),
             _type_name(spec.grad_dtype).encode(),
             n,
             numel.ctypes.data,
             params.ctypes.data,
+            corrections.ctypes.data,
             buffers.ctypes.data,
         )
         weakref.finalize(self, loaded.c.optwatch_cpu_free, self._handle)
         self._run = loaded.c.optwatch_cpu_run
-        self._shapes = (n, len(spec.rule.scalars)), (n, slots, 2)
+        self._shapes = (n, len(spec.rule.scalars)), (n, slots + 1, 2)
         self._rows = [torch.zeros(n, spec.columns, dtype=torch.float64) for _ in range(2)]
         self._addresses = [rows.data_ptr() for rows in self._rows]
         self._turn = 0
@@ -124,6 +127,14 @@ def _address(tensor: Tensor, dtype: torch.dtype) -> int:
             f"on {tensor.device}"
         )
     return tensor.data_ptr()
+
+
+def _correction(codec: Codec, tensor: PlanTensor) -> int:
+    """The address of what a weight's codec keeps beside the parameter, 0 if it is nothing."""
+    for buffer in codec.buffers[1:]:
+        _check_length(tensor.weight[buffer.name], tensor.param.numel(), buffer.name)
+        return _address(tensor.weight[buffer.name], buffer.dtype)
+    return 0
 
 
 def _check_length(tensor: Tensor, expected: int, name: str) -> None:

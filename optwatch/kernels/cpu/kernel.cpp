@@ -61,10 +61,10 @@ struct alignas(64) Arrays {
 };
 
 struct Block {
-  int n;        // elements
-  bool ahead;   // another whole block follows
-  void* param;  // at the block's first element, as is the next
-  const void* grad;
+  int n;             // elements
+  bool ahead;        // another whole block follows
+  const void* grad;  // at the block's first element
+  Part weight;
   Part parts[kMaxSlots];
 };
 
@@ -107,7 +107,8 @@ OPTWATCH_INLINE void fetch_quarter(const Tables& t, const Block& b, int quarter)
     for (int i = 0; i < kBlock / 4 * bytes; i += 64) __builtin_prefetch(p + i, 1);
   };
   fetch(b.grad, t.grad->bytes);
-  fetch(b.param, t.param->bytes);
+  fetch(b.weight.values, t.weight->bytes);
+  fetch(b.weight.correction, t.weight->correction);
   for (int s = 0; s < t.rule->slots; s++) fetch(b.parts[s].values, t.codecs[s]->bytes);
 }
 
@@ -131,9 +132,9 @@ HotSums advance(const Tables& t, const Work& work, const HotBlock& b, Arrays& a)
 void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* sums) {
   const int slots = t.rule->slots;
   const float* grad = t.grad->load(b.grad, b.n, a.grad);
-  const float* weight = t.param->load(b.param, b.n, a.weight);
+  const float* weight = t.weight->load(b.weight, b.n, a.weight);
   // With full statistics the old weight is still needed after the new one is known.
-  float* new_weight = t.param->in_place && !work.full ? static_cast<float*>(b.param) : a.new_weight;
+  float* new_weight = t.weight->in_place && !work.full ? static_cast<float*>(b.weight.values) : a.new_weight;
   float* next[kMaxSlots];
   for (int s = 0; s < slots; s++) next[s] = t.codecs[s]->in_place ? static_cast<float*>(b.parts[s].values) : a.next[s];
 
@@ -161,17 +162,14 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
     if (s < 2) fetch_quarter(t, b, 2 + s);
   }
   for (int s = slots; s < 2; s++) fetch_quarter(t, b, 2 + s);
-  if (!work.full) {
-    t.param->store(b.param, b.n, new_weight);
-    return;
-  }
-  if (t.param->in_place) {
-    sums[kWeightSq] += weights(weight, new_weight, b.n, sums + kUnchanged);
-    t.param->store(b.param, b.n, new_weight);
-  } else {
-    t.param->store(b.param, b.n, new_weight);
-    const float* rounded = t.param->load(b.param, b.n, a.state[0]);  // the old state is not needed any more
-    sums[kWeightSq] += weights(weight, rounded, b.n, sums + kUnchanged);
+  const float* stored = new_weight;
+  if (work.full && t.weight->in_place)  // storing ends the old weight
+    sums[kWeightSq] += weights(weight, stored, stored, b.n, sums + kUnchanged);
+  t.weight->store(b.weight, b.n, new_weight, a.notes[0]);
+  if (!work.full) return;
+  if (!t.weight->in_place) {
+    stored = t.weight->load(b.weight, b.n, a.state[0]);  // the old state is not needed any more
+    sums[kWeightSq] += weights(weight, stored, t.weight->stochastic ? new_weight : stored, b.n, sums + kUnchanged);
   }
   if (!(t.hot && t.hot->fits(work.scalars) && t.hot->observe(block, work.scalars, squares, sums)))
     observe(t, work, b, a, grad, next, update_sq, sums);
@@ -179,13 +177,15 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
 
 // A block whose end is not a multiple of kPad works on padded copies, so that nothing past a tensor's end is touched.
 void step_padded(const Tables& t, const Work& work, Block b, Arrays& a, double* sums) {
-  alignas(64) char param[kBlock * 4] = {}, grad[kBlock * 4] = {};
+  alignas(64) char param[kBlock * 4] = {}, correction[kBlock * 2] = {}, grad[kBlock * 4] = {};
   alignas(64) char values[kMaxSlots][kBlock * 4];
   const size_t n = static_cast<size_t>(b.n);
   const Block original = b;
-  std::memcpy(param, b.param, n * t.param->bytes);
+  std::memcpy(param, b.weight.values, n * t.weight->bytes);
+  if (t.weight->correction) std::memcpy(correction, b.weight.correction, n * t.weight->correction);
   std::memcpy(grad, b.grad, n * t.grad->bytes);
-  b.param = param;
+  b.weight.values = param;
+  b.weight.correction = correction;
   b.grad = grad;
   for (int s = 0; s < t.rule->slots; s++) {
     std::memset(values[s], 0, sizeof values[s]);
@@ -193,9 +193,12 @@ void step_padded(const Tables& t, const Work& work, Block b, Arrays& a, double* 
     b.parts[s].values = values[s];
   }
   step(t, work, b, a, sums);
-  std::memcpy(original.param, param, n * t.param->bytes);
+  std::memcpy(original.weight.values, param, n * t.weight->bytes);
+  if (t.weight->correction) std::memcpy(original.weight.correction, correction, n * t.weight->correction);
   for (int s = 0; s < t.rule->slots; s++) std::memcpy(original.parts[s].values, values[s], n * t.codecs[s]->bytes);
 }
+
+Key key_of(const Work& work, int slot) { return {work.keys[2 * slot], work.keys[2 * slot + 1]}; }
 
 void run(const Tables& t, const Work& work) {
   Arrays arrays;
@@ -208,12 +211,14 @@ void run(const Tables& t, const Work& work) {
     // Copies for padding are for the last few elements only, where no codec minds another block.
     if (elementwise && b.n > kPad) b.n -= b.n % kPad;
     b.ahead = work.stop - first >= 2 * kBlock;
-    b.param = tensor.param + first * t.param->bytes;
     b.grad = work.grad + first * t.grad->bytes;
-    for (int s = 0; s < t.rule->slots; s++) {
+    const int slots = t.rule->slots;
+    b.weight = {tensor.param + first * t.weight->bytes, nullptr, first, key_of(work, slots),
+                tensor.correction + first * t.weight->correction};
+    for (int s = 0; s < slots; s++) {
       void* const* buffers = tensor.buffers[s];
-      b.parts[s] = {static_cast<char*>(buffers[0]) + first * t.codecs[s]->bytes, buffers, first,
-                    Key{work.keys[2 * s], work.keys[2 * s + 1]}};
+      b.parts[s] = {static_cast<char*>(buffers[0]) + first * t.codecs[s]->bytes, buffers, first, key_of(work, s),
+                    nullptr};
     }
     if (b.n % kPad == 0)
       step(t, work, b, arrays, work.sums);

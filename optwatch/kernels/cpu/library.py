@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 #: The version of the library's interface that this driver speaks; OPTWATCH_ABI in plan.cpp.
-ABI = 1
+ABI = 2
 #: Forces an instruction set below the best one: ``avx512``, ``avx2``, ``baseline`` or ``neon``.
 ISA_VARIABLE = "OPTWATCH_CPU_ISA"
 
@@ -37,7 +37,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "optwatch_cpu_has_type": (ctypes.c_int, (_STRING, _STRING)),
     "optwatch_cpu_bind": (
         _POINTER,
-        (_STRING, _STRING, ctypes.POINTER(_STRING), _STRING, _STRING, ctypes.c_int64, *(_POINTER,) * 3),
+        (_STRING, _STRING, ctypes.POINTER(_STRING), _STRING, _STRING, ctypes.c_int64, *(_POINTER,) * 4),
     ),
     "optwatch_cpu_run": (None, (*(_POINTER,) * 4, ctypes.c_int, ctypes.c_int, _POINTER)),
     "optwatch_cpu_free": (None, (_POINTER,)),

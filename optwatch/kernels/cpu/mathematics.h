@@ -9,6 +9,7 @@ namespace optwatch::OPTWATCH_ISA {
 
 constexpr int32_t kSignBit = INT32_MIN;
 constexpr int32_t kInfinityBits = 0x7f800000;
+constexpr int32_t kNanBits = 0x7fc00000;
 constexpr int32_t kLargestBf16Bits = 0x7f7f0000;
 constexpr float kLargestBf16 = 0x1.fep127f;
 constexpr float kSmallestNormal = 0x1p-126f;

@@ -12,7 +12,7 @@
 #include "tables.h"
 
 // Raised with every change of the functions below, so that the driver can refuse a library of another version.
-#define OPTWATCH_ABI 1
+#define OPTWATCH_ABI 2
 #define OPTWATCH_API extern "C" __attribute__((visibility("default")))
 
 // OpenMP's entry point. It is not linked: it resolves at load time to the copy that torch brought, so that a process
@@ -121,7 +121,7 @@ void run_item(const Step& step, size_t index) {
   work.tensor = &plan.tensors[static_cast<size_t>(item.tensor)];
   work.grad = reinterpret_cast<const char*>(grad);
   work.scalars = step.scalars + item.tensor * plan.tables.rule->scalars;
-  work.keys = step.keys + item.tensor * slots * 2;
+  work.keys = step.keys + item.tensor * (slots + 1) * 2;
   work.start = item.start;
   work.stop = item.stop;
   work.full = step.full;
@@ -200,18 +200,20 @@ OPTWATCH_API int optwatch_cpu_has_type(const char* isa, const char* name) {
 OPTWATCH_API void* optwatch_cpu_bind(const char* isa,            // instruction set
                                      const char* rule,           // its number of slots is that of `codecs`
                                      const char* const* codecs,  // [slots]
-                                     const char* param_type, const char* grad_type,
-                                     int64_t n,               // tensors
-                                     const int64_t* numel,    // [n]
-                                     const uint64_t* params,  // [n] addresses
-                                     const uint64_t* buffers  // [n][slots][kMaxBuffers] addresses
+                                     const char* weight,         // the parameters' codec
+                                     const char* grad_type,
+                                     int64_t n,                    // tensors
+                                     const int64_t* numel,         // [n]
+                                     const uint64_t* params,       // [n] addresses
+                                     const uint64_t* corrections,  // [n] addresses, 0 where the codec has none
+                                     const uint64_t* buffers       // [n][slots][kMaxBuffers] addresses
 ) {
   using namespace optwatch;
   const Isa* chosen = find_isa(isa);
   Plan* plan = new Plan;
   plan->run = chosen->run;
   plan->tables.rule = chosen->rule(rule);
-  plan->tables.param = chosen->type(param_type);
+  plan->tables.weight = chosen->codec(weight);
   plan->tables.grad = chosen->type(grad_type);
   const int slots = plan->tables.rule->slots;
   for (int s = 0; s < slots; s++) plan->tables.codecs[s] = chosen->codec(codecs[s]);
@@ -221,6 +223,7 @@ OPTWATCH_API void* optwatch_cpu_bind(const char* isa,            // instruction 
     Tensor& tensor = plan->tensors[t];
     tensor.numel = numel[t];
     tensor.param = reinterpret_cast<char*>(params[t]);
+    tensor.correction = reinterpret_cast<char*>(corrections[t]);
     for (int s = 0; s < slots; s++)
       for (int b = 0; b < kMaxBuffers; b++)
         tensor.buffers[s][b] = reinterpret_cast<void*>(
@@ -234,7 +237,7 @@ OPTWATCH_API void* optwatch_cpu_bind(const char* isa,            // instruction 
 OPTWATCH_API void optwatch_cpu_run(void* bound,            // from optwatch_cpu_bind
                                    const uint64_t* grads,  // [n] addresses, 0 leaves the tensor alone
                                    const float* scalars,   // [n][rule's scalars]
-                                   const uint32_t* keys,   // [n][slots][2]
+                                   const uint32_t* keys,   // [n][slots + 1][2]
                                    int full,               // whether to sum every field
                                    int threads,            // at most this many
                                    double* rows            // [n][columns], written

@@ -82,8 +82,8 @@ inline double product(const float* x, const float* y, int n) {
   return precisely(n, [=](int i) { return double(x[i]) * y[i]; });
 }
 
-// The sum of squared weights, and how many are what they were. Padding is zero in both.
-inline double weights(const float* before, const float* after, int n, double* unchanged) {
+// The sum of squared weights, and how many of `moved` are what they were. Padding is zero in all.
+inline double weights(const float* before, const float* after, const float* moved, int n, double* unchanged) {
   constexpr int k = 4;
   Floats<k> total{};
   Int same{};
@@ -91,7 +91,7 @@ inline double weights(const float* before, const float* after, int n, double* un
     for (int j = 0; j < size.value; j++) {
       const Float w = load(after + i + j * kWidth);
       total.v[j] = fma(w, w, total.v[j]);
-      same = count(same, equal(w, load(before + i + j * kWidth)));
+      same = count(same, equal(load(moved + i + j * kWidth), load(before + i + j * kWidth)));
     }
   });
   *unchanged += sum(same) - (-n & (kWidth - 1));

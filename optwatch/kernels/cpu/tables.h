@@ -19,12 +19,13 @@ struct Key {
   uint32_t k0, k1;  // of (seed, parameter, slot, step), see optwatch/kernels/random.py
 };
 
-// Where one block of a slot lives.
+// Where one block of a slot, or of the weight, lives.
 struct Part {
   void* values;          // the primary buffer, at the block's first element
   void* const* buffers;  // every buffer of the tensor from its start, as the codec lists them
   int64_t first;         // the block's first element in the flat tensor, a multiple of kBlock
   Key key;
+  void* correction;  // of the weight: what a split format keeps beside it, at the block's first element
 };
 
 // Room for what a codec finds out about the sub-blocks of a block; aligned for any of its types.
@@ -32,7 +33,8 @@ struct alignas(64) Note {
   char bytes[128];
 };
 
-// How a slot is stored. `n` is at most kBlock; arrays may be read and written up to the next multiple of kPad.
+// How a slot, or the weight, is stored. `n` is at most kBlock; arrays may be read and written up to the next multiple
+// of kPad.
 struct Codec {
   const char* name;
   int bytes;      // per element of the primary buffer
@@ -48,6 +50,9 @@ struct Codec {
   float largest;  // what any block can hold, as long as its scales are free to grow
   // The largest magnitude that sub-block `index` of the block, as stored, can hold; infinity where nothing is cut off.
   float (*limit)(const Part&, int index);
+  // Of a weight's codec:
+  int correction = 0;       // bytes per element of what it keeps beside the parameter
+  bool stochastic = false;  // whether a weight that stayed as it was might have moved
 };
 
 // The mathematics of an optimizer on fp32 values.
@@ -67,13 +72,11 @@ struct Rule {
   bool again;
 };
 
-// An element type of parameters and gradients.
+// An element type of gradients.
 struct Type {
   const char* name;
   int bytes;
-  bool in_place;
   const float* (*load)(const void* values, int n, float* scratch);
-  void (*store)(void* values, int n, const float* exact);
 };
 
 // One block as a specialised plan sees it; arrays may be read and written up to the next multiple of kPad.
@@ -116,13 +119,14 @@ constexpr int columns(int slots) { return kTensorFields + slots * kSlotFields; }
 struct Tensor {
   int64_t numel;
   char* param;
+  char* correction;  // or null
   void* buffers[kMaxSlots][kMaxBuffers];
 };
 
 struct Tables {
   const Rule* rule;
   const Codec* codecs[kMaxSlots];
-  const Type* param;
+  const Codec* weight;
   const Type* grad;
   const Hot* hot;  // or null
 };
@@ -132,7 +136,7 @@ struct Work {
   const Tensor* tensor;
   const char* grad;
   const float* scalars;
-  const uint32_t* keys;  // [slots][2]
+  const uint32_t* keys;  // [slots + 1][2], the last one the weight's
   int64_t start, stop;
   bool full;
   double* sums;

@@ -74,7 +74,7 @@ def _why_not_plan(spec: PlanSpec) -> str | None:
     for dtype in (spec.param_dtype, spec.grad_dtype):
         if dtype not in TYPES:
             return f"no kernel for {dtype}"
-    rule, slots = step_functions(spec)
+    rule, _, slots = step_functions(spec)
     if rule is None:
         return f"no kernel for rule {spec.rule.name}"
     for codec, functions in zip(spec.codecs, slots, strict=True):

@@ -42,12 +42,13 @@ def device_shape(spec: PlanSpec) -> Shape:
     A thread has eight elements: sixteen would share what is computed once a block among more of them, but need twice
     the registers and so halve the number of threads that hide each other's waiting. Loads are as wide as the
     narrowest type allows, up to 16 bytes; a thread that sums other neighbours than it loads would exchange them.
-    With 128 registers four programs fit a multiprocessor; three slots need some more, and with 168 it is three.
+    With 128 registers four programs fit a multiprocessor; three slots, or a correction of the weight beside two, need
+    some more, and with 168 it is three.
     """
-    types = [spec.param_dtype, spec.grad_dtype, *(codec.buffers[0].dtype for codec in spec.codecs)]
+    types = [spec.grad_dtype, *(codec.buffers[0].dtype for codec in (spec.weight, *spec.codecs))]
     widest = max(16 // dtype.itemsize for dtype in types)
     levels = min(widest, 8).bit_length() - 1
-    registers = 128 if len(spec.codecs) < 3 else 168
+    registers = 128 if len(spec.codecs) + len(spec.weight.buffers) < 4 else 168
     return Shape(item=1 << 14, tile=1024, levels=levels, warps=4, registers=registers)
 
 
@@ -63,11 +64,13 @@ def functions_of(owner: object, key: object) -> Any:
     return module.FUNCTIONS.get(key)
 
 
-def step_functions(spec: PlanSpec) -> tuple[Any, tuple[Any, ...]]:
-    """The rule's functions, and those of each slot's codec."""
+def step_functions(spec: PlanSpec) -> tuple[Any, Any, tuple[Any, ...]]:
+    """The functions of the rule, of the weight's codec, and of each slot's."""
     slots = zip(spec.codecs, spec.rule.slots, strict=True)
-    return functions_of(spec.rule, spec.rule.name), tuple(
-        functions_of(codec, slot.kind) for codec, slot in slots
+    return (
+        functions_of(spec.rule, spec.rule.name),
+        functions_of(spec.weight, spec.weight.name),
+        tuple(functions_of(codec, slot.kind) for codec, slot in slots),
     )
 
 
@@ -75,7 +78,7 @@ def constants(spec: PlanSpec, shape: Shape, full: bool, math: int) -> dict[str, 
     """The compile-time arguments of the step kernel, except for the functions."""
     return {
         "SCALARS": len(spec.rule.scalars),
-        "PARAM": TYPES[spec.param_dtype],
+        "STOCHASTIC": spec.weight.stochastic,
         "GRAD": TYPES[spec.grad_dtype],
         "SECOND": sum(1 << s for s, slot in enumerate(spec.rule.slots) if slot.kind is Kind.SECOND_MOMENT),
         "ITEM": shape.item,
@@ -90,20 +93,22 @@ def compile_step(spec: PlanSpec, target: GPUTarget, full: bool) -> Any:
     """The step kernel compiled for ``target``, which need not be there. The result's ``asm`` holds the machine code."""
     shape = device_shape(spec)
     math = MATHEMATICS[target.backend].value
-    rule, slots = step_functions(spec)
+    rule, weight, slots = step_functions(spec)
     types = {"table": "*i64", "grads": "*i64", "scalars": "*fp32", "keys": "*u32", "items": "*i32", "partials": "*fp32",
              "count": "i32"}  # fmt: skip
     fixed = constants(spec, shape, full, math)
     signature = {
         **types,
         "RULE": ("constexpr",) * len(rule),
+        "WEIGHT": ("constexpr",) * len(weight),
         "SLOTS": tuple(("constexpr",) * len(slot) for slot in slots),
         **dict.fromkeys(fixed, "constexpr"),
     }
     at = len(types)
     constexprs: dict[Any, Any] = {(at, i): function for i, function in enumerate(rule)}
+    constexprs |= {(at + 1, i): function for i, function in enumerate(weight)}
     constexprs |= {
-        (at + 1, s, i): function for s, slot in enumerate(slots) for i, function in enumerate(slot)
+        (at + 2, s, i): function for s, slot in enumerate(slots) for i, function in enumerate(slot)
     }
     source = ASTSource(
         step, signature, constexprs | fixed, {(i,): [["tt.divisibility", 16]] for i in range(6)}

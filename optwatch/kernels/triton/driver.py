@@ -85,7 +85,7 @@ class _Inputs:
     """What changes each step: gradients' addresses, scalars and keys, in one buffer and copied at once."""
 
     def __init__(self, tensors: int, scalars: int, slots: int, device: torch.device) -> None:
-        sizes = (8 * tensors, 4 * tensors * scalars, 8 * tensors * slots)
+        sizes = (8 * tensors, 4 * tensors * scalars, 8 * tensors * (slots + 1))
         offsets = np.cumsum([0] + [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes])
         self.parts = [slice(int(at), int(at) + size) for at, size in zip(offsets, sizes, strict=False)]
         self.nbytes = int(offsets[-1])
@@ -108,11 +108,11 @@ class _Inputs:
 
 
 def _table(spec: PlanSpec, tensors: Sequence[PlanTensor]) -> NDArray[np.int64]:
-    """The rows that the step kernel reads: addresses and length of each tensor."""
+    """The rows that the step kernel reads: length and addresses of each tensor."""
     rows = []
     for tensor in tensors:
-        row = [tensor.param.data_ptr(), tensor.param.numel()]
-        for codec, buffers in zip(spec.codecs, tensor.slots, strict=True):
+        row = [tensor.param.numel()]
+        for codec, buffers in ((spec.weight, tensor.weight), *zip(spec.codecs, tensor.slots, strict=True)):
             addresses = [buffers[buffer.name].data_ptr() for buffer in codec.buffers]
             row += addresses + [0] * (SLOT_COLUMNS.value - len(addresses))
         rows.append(row)

@@ -6,7 +6,8 @@ The step kernel knows neither rules nor codecs: it is compiled with their functi
 one item, a run of ``ITEM`` elements of one tensor, tile by tile. Its sums go to the item's own place, so nothing is
 atomic and results do not depend on the order of programs.
 
-A row of the table holds, as int64: the parameter's address, its length, and two addresses for each slot.
+A row of the table holds, as int64: the parameter's length, and two addresses each for the weight (its own and its
+correction's) and for each slot.
 """
 
 from __future__ import annotations
@@ -19,16 +20,14 @@ from optwatch.kernels.triton.functions import (
     larger,
     load_tile,
     row_max,
-    store_tile,
-    to_type,
 )
 
 CHEAP = tl.constexpr(3)  # fields summed by every step
 TENSOR = tl.constexpr(7)  # fields of a tensor
 PER_SLOT = tl.constexpr(6)  # fields of a slot
 ABSMAX = tl.constexpr(3)  # the field of a slot that merges by maximum
-FIXED = tl.constexpr(2)  # columns of the table before those of the slots
-SLOT_COLUMNS = tl.constexpr(2)  # columns of a slot
+FIXED = tl.constexpr(1)  # columns of the table before those of the weight
+SLOT_COLUMNS = tl.constexpr(2)  # columns of the weight, and of a slot
 INFINITY = tl.constexpr(float("inf"))
 
 
@@ -79,17 +78,16 @@ def add_maximum(total, values, LEVELS: tl.constexpr, MATH: tl.constexpr):
 
 @triton.jit
 def step_tile(
-    sums, row, grad, keys, h, start, left, RULE, SLOTS, PARAM: tl.constexpr, GRAD: tl.constexpr,
+    sums, row, grad, keys, h, start, left, RULE, WEIGHT, SLOTS, STOCHASTIC: tl.constexpr, GRAD: tl.constexpr,
     SECOND: tl.constexpr, TILE: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr, FULL: tl.constexpr,
     MATH: tl.constexpr,
 ):  # fmt: skip
     """One step on one tile; returns ``sums`` with what happened there added."""
-    param = row[0]
     g = load_tile(grad, start, left, GRAD, TILE, MASKED).to(tl.float32)
-    w = load_tile(param, start, left, PARAM, TILE, MASKED).to(tl.float32)
+    w = WEIGHT[0](row[0], row[1], start, left, TILE, MASKED)
     old = ()
     for s in tl.static_range(len(SLOTS)):
-        old = old + (SLOTS[s][0](row[1 + 2 * s], row[2 + 2 * s], start, left, TILE, MASKED, MATH),)
+        old = old + (SLOTS[s][0](row[2 + 2 * s], row[3 + 2 * s], start, left, TILE, MASKED, MATH),)
 
     exact, u = RULE[0](old, g, w, h, MATH)
     if MASKED:  # where there is no element, a rule may find 0/0
@@ -99,23 +97,25 @@ def step_tile(
         for s in tl.static_range(len(SLOTS)):
             kept = kept + (tl.where(there, exact[s], 0.0),)
         exact = kept
-    new = to_type(RULE[2](w, u, h, MATH), PARAM, MATH)
-    store_tile(param, start, left, new, PARAM, TILE, MASKED)
+    moved = RULE[2](w, u, h, MATH)
+    new = WEIGHT[1](
+        moved, row[0], row[1], start, left, keys[2 * len(SLOTS)], keys[2 * len(SLOTS) + 1], TILE, MASKED, MATH
+    )
 
     added = (add_products(sums[0], g, g, LEVELS), add_products(sums[1], u, u, LEVELS))
     stored = ()
     marks = ()
     for s in tl.static_range(len(SLOTS)):
         y, lost, cut = SLOTS[s][1](
-            exact[s], row[1 + 2 * s], row[2 + 2 * s], start, left, keys[2 * s], keys[2 * s + 1],
+            exact[s], row[2 + 2 * s], row[3 + 2 * s], start, left, keys[2 * s], keys[2 * s + 1],
             TILE, MASKED, FULL, MATH,
         )  # fmt: skip
         stored = stored + (y,)
         marks = marks + (lost, cut)
     if FULL:
         error = RULE[1](stored, g, h, MATH) - RULE[1](exact, g, h, MATH)
-        new = new.to(tl.float32)
-        same = new == w
+        # A weight that might have moved, had the numbers been others, is none that its update cannot move.
+        same = moved == w if STOCHASTIC else new == w
         if MASKED:
             error = tl.where(there, error, 0.0)
             same = same & there
@@ -170,18 +170,19 @@ def count_nonfinite(grad, first, length, TYPE: tl.constexpr, TILE: tl.constexpr)
 
 @triton.jit(do_not_specialize=["count"])
 def step(
-    table,  # int64 [tensors, FIXED + SLOT_COLUMNS * slots]: addresses and lengths
+    table,  # int64 [tensors, FIXED + SLOT_COLUMNS * (1 + slots)]: lengths and addresses
     grads,  # int64 [tensors]: addresses of the gradients, 0 where there is none
     scalars,  # fp32 [tensors, SCALARS]
-    keys,  # uint32 [tensors, slots, 2]
+    keys,  # uint32 [tensors, slots + 1, 2], the last one the weight's
     items,  # int32 [items, 2]: the tensor, and the number of the item in it
     partials,  # fp32 [fields, items], written
     count,  # number of items
     RULE,  # (step, update, apply)
+    WEIGHT,  # (load, store) of the weight
     SLOTS,  # (load, store) of each slot
     SCALARS: tl.constexpr,  # scalars of the rule
-    PARAM: tl.constexpr,  # element types
-    GRAD: tl.constexpr,
+    STOCHASTIC: tl.constexpr,  # whether the weight is rounded stochastically
+    GRAD: tl.constexpr,  # element type
     SECOND: tl.constexpr,  # bit s is set where slot s is a second moment
     ITEM: tl.constexpr,  # elements of an item
     TILE: tl.constexpr,  # elements of a tile, a multiple of every block
@@ -195,15 +196,15 @@ def step(
     first = tl.load(items + item * 2 + 1).to(tl.int64) * ITEM
     grad = tl.load(grads + tensor)
     if grad != 0:
-        column = table + tensor * (FIXED + SLOT_COLUMNS * len(SLOTS))
-        row = (tl.load(column),)
-        length = tl.load(column + 1)
+        column = table + tensor * (FIXED + SLOT_COLUMNS * (1 + len(SLOTS)))
+        length = tl.load(column)
+        row = ()
         seeds = ()
-        addresses = row[0] | grad
-        for s in tl.static_range(2 * len(SLOTS)):
-            row = row + (tl.load(column + 2 + s),)
-            addresses = addresses | row[1 + s]
-            seeds = seeds + (tl.load(keys + tensor * (2 * len(SLOTS)) + s),)
+        addresses = grad
+        for s in tl.static_range(2 * (1 + len(SLOTS))):
+            row = row + (tl.load(column + FIXED + s),)
+            addresses = addresses | row[s]
+            seeds = seeds + (tl.load(keys + tensor * (2 * (1 + len(SLOTS))) + s),)
         h = ()
         for k in tl.static_range(SCALARS):
             h = h + (tl.load(scalars + tensor * SCALARS + k),)
@@ -214,13 +215,13 @@ def step(
         full = tl.where((addresses & 15) == 0, length // TILE, 0)
         for tile in range(full):
             sums = step_tile(
-                sums, row, grad, seeds, h, first + tile * TILE, TILE, RULE, SLOTS, PARAM, GRAD, SECOND,
-                TILE, LEVELS, False, FULL, MATH,
+                sums, row, grad, seeds, h, first + tile * TILE, TILE, RULE, WEIGHT, SLOTS, STOCHASTIC, GRAD,
+                SECOND, TILE, LEVELS, False, FULL, MATH,
             )  # fmt: skip
         for tile in range(full, tl.cdiv(length, TILE)):
             sums = step_tile(
-                sums, row, grad, seeds, h, first + tile * TILE, length - tile * TILE, RULE, SLOTS, PARAM, GRAD, SECOND,
-                TILE, LEVELS, True, FULL, MATH,
+                sums, row, grad, seeds, h, first + tile * TILE, length - tile * TILE, RULE, WEIGHT, SLOTS,
+                STOCHASTIC, GRAD, SECOND, TILE, LEVELS, True, FULL, MATH,
             )  # fmt: skip
 
         out = partials + item
