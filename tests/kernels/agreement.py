@@ -78,6 +78,9 @@ class Case(NamedTuple):
 #: Formats that are tried in every combination, one that is exact, one without and one with blocks; as codecs do not
 #: know each other, the others are tried by themselves.
 COMBINED = ("fp32", "bf16", "int8")
+ALONE = tuple(name for name in FORMATS if name not in COMBINED)
+#: Codecs whose every step is one rounding that all backends do alike: their buffers are equal to the last bit.
+EXACT = ("fp8", "fp8_stochastic", "int8_dynamic_signed", "int8_dynamic_unsigned", "int4_power")
 
 
 def every_case(rules: Sequence[str] = ("adamw",)) -> list[Case]:
@@ -89,6 +92,11 @@ def every_case(rules: Sequence[str] = ("adamw",)) -> list[Case]:
         for param in DTYPES
         for grad in DTYPES
     ]
+
+
+def lone_cases() -> list[Case]:
+    """AdamW with each of the other formats and equal element types."""
+    return [Case("adamw", (fmt, fmt), dtype, dtype) for fmt in ALONE for dtype in DTYPES]
 
 
 def few_cases(rules: Sequence[str] = ("adamw",)) -> list[Case]:
@@ -225,9 +233,18 @@ def keys_of(spec: PlanSpec, n: int, step: int) -> np.ndarray:
 
 
 def check_agreement(
-    name: str, case: Case, sizes: Sequence[int], patterns: Sequence[str], steps: int = 2
+    name: str,
+    case: Case,
+    sizes: Sequence[int],
+    patterns: Sequence[str],
+    steps: int = 2,
+    exactly: bool = False,
 ) -> None:
-    """One backend against the reference, step by step, each step from the reference's state."""
+    """One backend against the reference, step by step, each step from the reference's state.
+
+    With ``exactly`` what can be equal in every bit has to be: the state of a rule whose arithmetic is exact, too, in
+    one of the ``EXACT`` codecs.
+    """
     spec = case.spec()
     cases = items(spec, sizes, patterns, steps)
     truth, own = [item.tensor for item in cases], [clone(item.tensor) for item in cases]
@@ -241,7 +258,9 @@ def check_agreement(
         equal = total = 0
         for i, item in enumerate(cases):
             label = f"{case} {item.label} step {step}"
-            same, count = compare_tensor(spec, truth[i], own[i], before[i], grads[i], scalars[i], label)
+            same, count = compare_tensor(
+                spec, truth[i], own[i], before[i], grads[i], scalars[i], label, exactly
+            )
             equal, total = equal + same, total + count
             check_statistics(spec, before[i], own[i], grads[i], scalars[i], rows[i], label)
         assert equal >= 0.999 * total, f"{case}: {total - equal} of {total} codes differ"
@@ -251,7 +270,7 @@ def check_agreement(
 
 def compare_tensor(
     spec: PlanSpec, truth: PlanTensor, own: PlanTensor, before: PlanTensor, grad: Tensor | None, scalars: np.ndarray,
-    label: str,
+    label: str, exactly: bool = False,
 ) -> tuple[int, int]:  # fmt: skip
     """Weights and state of one tensor after one step; returns how many codes are equal, and of how many."""
     if grad is None:
@@ -274,6 +293,9 @@ def compare_tensor(
             unit = 1e-6 if primary.dtype is torch.float32 else 2.0**-7
             close(codec.load(mine), codec.load(theirs), scale, unit, what)
             continue
+        if exactly and codec.name in EXACT:
+            for name, buffer in mine.items():
+                assert same_bits(buffer, theirs[name]), f"{what}: {name} differs"
         codes = [bits(codec.codes(buffers, len(grad))).int() for buffers in (mine, theirs)]
         values = [codec.load(buffers, len(grad)) for buffers in (mine, theirs)]
         assert torch.equal(*(v.isfinite() for v in values)), f"{what}: not finite at other places"
@@ -328,6 +350,11 @@ def _buffers(a: PlanTensor, b: PlanTensor) -> Iterator[tuple[Tensor, Tensor]]:
 def bits(buffer: Tensor) -> Tensor:
     """``buffer``, as integers where torch cannot compare its type."""
     return buffer.view(torch.uint8) if buffer.dtype == torch.float8_e4m3fn else buffer
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two buffers are equal byte by byte."""
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 def exact_row(

@@ -16,6 +16,7 @@ from tests.kernels.agreement import (
     check_full_changes_nothing,
     every_case,
     few_cases,
+    lone_cases,
     runs,
     weight_cases,
 )
@@ -41,7 +42,13 @@ def test_every_rule_agrees_with_the_reference(backend: str, case: Case) -> None:
     check_agreement(backend, case, (31, 512, 4097), tuple(PATTERNS))
 
 
-@pytest.mark.parametrize("case", every_case(), ids=str)
+@pytest.mark.parametrize("case", lone_cases(), ids=str)
+def test_every_format_agrees_to_the_last_bit(case: Case) -> None:
+    """AdamW with each format beyond those, in every bit where its codec allows it."""
+    check_agreement("cpu", case, (*SIZES, 5001), tuple(PATTERNS), exactly=True)
+
+
+@pytest.mark.parametrize("case", [*every_case(), *lone_cases()], ids=str)
 def test_agrees_on_a_large_odd_size(case: Case) -> None:
     """More than one work item, the last one partial."""
     check_agreement("cpu", case, (LARGE,), ("heavy tail",), steps=1)

@@ -135,14 +135,18 @@ def test_the_number_of_threads_changes_no_bit(state: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("state", formats("cpu"))
 def test_instruction_sets_agree(state: str, kind: str) -> None:
-    """One step of each against the best: weights to the last bits, codes but for a rounding here and there."""
+    """One step of each against the best: weights and scales to the last bits, codes but for a rounding now and then."""
     best = Run(state).step(kind, full=True, steps=1)
     for isa in Library().isas[1:]:
         other = Run(state, isa=isa).step(kind, full=True, steps=1)
         for a, b in zip(best.tensors, other.tensors, strict=True):
             torch.testing.assert_close(a.param, b.param, rtol=1e-6, atol=1e-9, equal_nan=True)
-        for x, y in zip(best.storage()[len(SIZES) :], other.storage()[len(SIZES) :], strict=True):
-            assert (x != y).sum() <= max(1, 1e-3 * x.numel())
+            for codec, mine, theirs in zip(best.codecs, a.slots, b.slots, strict=True):
+                codes, *scales = (buffer.name for buffer in codec.buffers)
+                x, y = mine[codes].view(torch.uint8), theirs[codes].view(torch.uint8)
+                assert (x != y).sum() <= max(1, 1e-3 * x.numel())
+                for name in scales:
+                    torch.testing.assert_close(mine[name], theirs[name], rtol=1e-5, atol=0, equal_nan=True)
         finite = [
             torch.equal(a.isnan(), b.isnan()) for a, b in zip(best.decoded(), other.decoded(), strict=True)
         ]

@@ -53,7 +53,7 @@ LIMITS = {
 
 
 def rows() -> list[object]:
-    """Each format × backend × scenario; those of two peers' formats that take long in the slow runs only."""
+    """Each format × backend × scenario; long ones in the slow runs only, but for our own formats on kernels."""
     return [
         pytest.param(
             state,
@@ -62,7 +62,7 @@ def rows() -> list[object]:
             limit,
             id=f"{state}-{backend}-{name}",
             marks=[pytest.mark.slow]
-            if state in {"int8_dynamic", "fp8", "bf16"} and SCENARIOS[name].steps > 1000
+            if SCENARIOS[name].steps > 1000 and (backend == "reference" or state not in {"int8", "int4"})
             else [],
         )
         for state, backend in FORMATS_ON_BACKENDS
@@ -98,8 +98,9 @@ def test_the_update_is_kept(state: str, backend: str, name: str, limit: Limit) -
     assert limit.largest[0] < result.largest < limit.largest[1]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("spread", [0.0, 1.5, 3.0, 5.0])
+@pytest.mark.parametrize(
+    ("spread", "backend"), [(0.0, "cpu"), (1.5, "cpu"), (3.0, "cpu"), (5.0, "cpu"), (1.5, "reference")]
+)
 def test_int8_does_not_bias_a_long_average(spread: float, backend: str) -> None:
     """The mean of stored over exact second moment after 4,000 steps."""
     assert 0.97 <= drift(make("int8", backend), spread).value <= 1.03
@@ -113,13 +114,13 @@ def test_bf16_follows_a_slow_average(backend: str) -> None:
 
 def test_fp8_follows_a_slow_average() -> None:
     """Rounded to nearest, as torchao does, a second moment in e4m3 stands still."""
-    assert 0.97 <= drift(make("fp8", "reference"), 0.0).value <= 1.03
+    assert 0.97 <= drift(make("fp8", "cpu"), 0.0).value <= 1.03
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.5])
 def test_int4_does_not_bias_the_squared_update(spread: float) -> None:
     """With codes far apart, v cannot be unbiased and the update too; it is the update."""
-    assert 0.92 <= drift(make("int4", "reference"), spread).squared_update <= 1.05
+    assert 0.92 <= drift(make("int4", "cpu"), spread).squared_update <= 1.05
 
 
 @pytest.mark.parametrize(

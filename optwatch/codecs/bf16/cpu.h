@@ -41,8 +41,8 @@ inline void bf16_store_stochastic(const Part& part, int n, const float* exact, c
 }
 
 constexpr Codec codecs_bf16[] = {
-    {"bf16", 2, 1, kBlock, false, bf16_load, nullptr, bf16_store, kLargestBf16, bf16_limit},
-    {"bf16_stochastic", 2, 1, kBlock, false, bf16_load, nullptr, bf16_store_stochastic, kLargestBf16, bf16_limit},
+    {"bf16", 16, 1, kBlock, false, bf16_load, nullptr, bf16_store, kLargestBf16, bf16_limit},
+    {"bf16_stochastic", 16, 1, kBlock, false, bf16_load, nullptr, bf16_store_stochastic, kLargestBf16, bf16_limit},
 };
 
 }  // namespace optwatch::OPTWATCH_ISA

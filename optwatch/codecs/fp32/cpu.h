@@ -11,6 +11,6 @@ inline void fp32_store(const Part&, int, const float*, const Note&) {}
 inline float fp32_limit(const Part&, int) { return __builtin_inff(); }
 
 constexpr Codec codecs_fp32[] = {
-    {"fp32", 4, 1, kBlock, true, fp32_load, nullptr, fp32_store, __builtin_inff(), fp32_limit}};
+    {"fp32", 32, 1, kBlock, true, fp32_load, nullptr, fp32_store, __builtin_inff(), fp32_limit}};
 
 }  // namespace optwatch::OPTWATCH_ISA

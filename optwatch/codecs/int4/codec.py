@@ -33,7 +33,7 @@ POWERS = (1.5, 2.0, 3.0, 4.5)
 THRESHOLDS = (0.22, 0.14, 0.08)
 CODES = torch.arange(-7, 9)  # in ascending order of the levels
 LEVELS = torch.stack([CODES.sign() * (CODES.abs().double() / 8) ** p for p in POWERS]).float()  # [power, 16]
-MIDDLES = (LEVELS[:, 1:] + LEVELS[:, :-1]) / 2  # [power, 15]
+MIDDLES = (LEVELS[:, 7:-1] + LEVELS[:, 8:]) / 2  # [power, 8]: between the levels of 0, 1 … 8
 SCALE_ROUNDING = 2.0**-6  # relative error of a scale: five bits after the point
 
 LAST = 14  # steps of a logarithmic grid
@@ -45,9 +45,9 @@ WIDEST_RANGE = 126.0  # octaves of a block
 class Int4Power(Codec):
     """Signed slots: ``x = sign(code) * |code / 8|**p * scale`` with code of -7 … 8, kept modulo 16.
 
-    ``scale`` is the element of a block of 64 with the largest magnitude, with its sign, as bf16 with five bits after
-    the point; the two bits below choose p of 1.5, 2, 3 and 4.5. A block with a non-finite element has scale NaN;
-    magnitudes below 2**-126 count as zero.
+    ``scale`` is the element of a block of 64 with the largest magnitude, with its sign (of two that are the same after
+    rounding, the positive one), as bf16 with five bits after the point; the two bits below choose p of 1.5, 2, 3 and
+    4.5. A block with a non-finite element has scale NaN; magnitudes below 2**-126 count as zero.
     """
 
     name = "int4_power"
@@ -63,20 +63,22 @@ class Int4Power(Codec):
         return (levels * scale[:, None]).view(-1)[: len(codes)]
 
     def store(self, values: Tensor, buffers: Mapping[str, Tensor], random: Tensor | None = None) -> Tensor:
-        """Encode, rounding to the nearest level."""
+        """Encode, rounding to the nearest level; the smaller magnitude of two that are as near."""
         x = blocks(values, self.block)
-        largest, at = x.abs().max(1, keepdim=True)
-        finite = largest[:, 0].isfinite()
-        top = torch.where(finite & (largest[:, 0] >= SMALLEST), x.gather(1, at)[:, 0], 0.0)
-        mean = x.abs().sum(1) / self.block  # the last block is filled up with zeros
-        power = (mean[:, None] < largest * torch.tensor(THRESHOLDS, device=x.device)).sum(1)
+        highest, lowest = x.amax(1).clamp(min=0), (-x).amax(1).clamp(min=0)
+        largest = highest.maximum(lowest)
+        finite = largest.isfinite()
+        top = torch.where(_rounded(highest) >= _rounded(lowest), largest, -largest)
+        top = top.masked_fill(~finite | (largest < SMALLEST), 0.0)
+        mean = _sum(x.abs()) / self.block  # the last block is filled up with zeros
+        power = (mean[:, None] < largest[:, None] * torch.tensor(THRESHOLDS, device=x.device)).sum(1)
         head = _join(top, power)
         scale = _split(head)[0][:, None]
         scaled = torch.where(scale == 0, 0.0, x / scale).nan_to_num(0.0, 0.0, 0.0)
-        middles = MIDDLES.to(x.device)[power]
-        codes = torch.full(x.shape, -7, dtype=torch.int16, device=x.device)
-        for middle in middles.unbind(1):
-            codes += scaled > middle[:, None]
+        codes = torch.zeros(x.shape, dtype=torch.int16, device=x.device)
+        for middle in MIDDLES.to(x.device)[power].unbind(1):
+            codes += scaled.abs() > middle[:, None]
+        codes = torch.where(scaled < 0, -codes.clamp(max=7), codes)
         buffers["codes"].copy_(pack((codes % 16).masked_fill(~finite[:, None], 0).view(-1)[: len(values)]))
         buffers["scale"].copy_(torch.where(finite, head, torch.nan))
         return self.load(buffers, len(values))
@@ -88,12 +90,23 @@ class Int4Power(Codec):
         return beyond.view(-1)[: len(values)] & values.isfinite()
 
 
+def _sum(values: Tensor) -> Tensor:
+    """The sum of each row, half added to half: an order that vectors of any length can keep to."""
+    while values.shape[1] > 1:
+        half = values.shape[1] // 2
+        values = values[:, :half] + values[:, half:]
+    return values[:, 0]
+
+
 def _join(top: Tensor, power: Tensor) -> Tensor:
     """A scale, rounded to nearest but to a finite value, and the index of a power in one bf16."""
-    bits = top.view(torch.int32)
-    magnitude = ((bits & 0x7FFFFFFF) + (1 << 17) & -(1 << 18)).clamp(max=0x7F7C0000)
-    sign = torch.where(bits < 0, -0x8000, 0)
-    return ((magnitude >> 16 | power.int()) + sign).to(torch.int16).view(torch.bfloat16)
+    sign = torch.where(top < 0, -0x8000, 0)
+    return ((_rounded(top.abs()) >> 16 | power.int()) + sign).to(torch.int16).view(torch.bfloat16)
+
+
+def _rounded(magnitude: Tensor) -> Tensor:
+    """The bits of a scale."""
+    return (magnitude.view(torch.int32) + (1 << 17) & -(1 << 18)).clamp(max=0x7F7C0000)
 
 
 def _split(head: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,6 @@
 
 namespace optwatch::OPTWATCH_ISA {
 
-// Elements of the codec's block that starts at `start` of n.
-OPTWATCH_INLINE int length_of(int start, int block, int n) { return n - start < block ? n - start : block; }
-
 // ---- cubic -----------------------------------------------------------------------------------------------------
 
 constexpr int kCubicBlock = 128;
@@ -59,7 +56,7 @@ inline float cubic_limit(const Part& part, int index) {
 struct CubicNote {
   float inverse[kBlock / kCubicBlock];  // of the scale; 0 where all codes are 0
 };
-static_assert(sizeof(CubicNote) <= sizeof(Note));
+static_assert(sizeof(CubicNote) <= sizeof(Note::bytes));
 
 // Writes the scale of a sub-block whose largest magnitude has the bit pattern `top`; returns its inverse.
 OPTWATCH_INLINE float cubic_rescale(const Part& part, int index, int32_t top) {
@@ -70,19 +67,10 @@ OPTWATCH_INLINE float cubic_rescale(const Part& part, int index, int32_t top) {
   return empty || !finite ? 0.0f : 1.0f / as_float(scale);
 }
 
-// What has to be known of a sub-block before it can be encoded, collected vector by vector.
-struct CubicRange {
-  Int most{};  // bit patterns of magnitudes order like integers, NaN above infinity above the rest
-
-  OPTWATCH_INLINE void add(Float x) { most = maximum(most, bits(x) & ~kSignBit); }
-};
-
 inline void cubic_prepare(const Part& part, int n, const float* exact, Note* note) {
   auto* inverse = reinterpret_cast<CubicNote*>(note)->inverse;
   for (int start = 0, k = 0; start < n; start += kCubicBlock, k++) {
-    CubicRange range;
-    for (int i = 0; i < length_of(start, kCubicBlock, n); i += kWidth) range.add(load(exact + start + i));
-    inverse[k] = cubic_rescale(part, k, largest(range.most));
+    inverse[k] = cubic_rescale(part, k, largest_magnitude(exact + start, length_of(start, kCubicBlock, n)));
   }
 }
 
@@ -322,7 +310,7 @@ OPTWATCH_INLINE void log_encode(const LogGrid& grid, const float* exact, const u
 struct LogNote {
   LogGrid grids[kBlock / kLogBlock];
 };
-static_assert(sizeof(LogNote) <= sizeof(Note));
+static_assert(sizeof(LogNote) <= sizeof(Note::bytes));
 
 inline void log_prepare(const Part& part, int n, const float* exact, Note* note) {
   LogGrid* grids = reinterpret_cast<LogNote*>(note)->grids;
@@ -352,8 +340,8 @@ inline void log_store(const Part& part, int n, const float* exact, const Note& n
 }
 
 constexpr Codec codecs_int8[] = {
-    {"int8_cubic", 1, 2, kCubicBlock, false, cubic_load, cubic_prepare, cubic_store, kLargestBf16, cubic_limit},
-    {"int8_log", 1, 2, kLogBlock, false, log_load, log_prepare, log_store, __builtin_inff(), log_limit},
+    {"int8_cubic", 8, 2, kCubicBlock, false, cubic_load, cubic_prepare, cubic_store, kLargestBf16, cubic_limit},
+    {"int8_log", 8, 2, kLogBlock, false, log_load, log_prepare, log_store, __builtin_inff(), log_limit},
 };
 
 }  // namespace optwatch::OPTWATCH_ISA

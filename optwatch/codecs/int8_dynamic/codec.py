@@ -24,15 +24,27 @@ def dynamic_map(kind: Kind) -> Tensor:
     """The 256 values of the map in ascending order, fp32.
 
     Decade i of 7 has 2**i values for each sign (2**(i + 1) where there is only one), the midpoints of equal parts of
-    [0.1, 1] times 10**(i - 6); 0 and 1 are added. Computed in fp32, as the peers do, since every bit counts.
+    [0.1, 1] times 10**(i - 6); 0 and 1 are added. Every bit counts, so it is computed in fp32, as the peers do.
     """
     values = [torch.tensor([0.0, 1.0])]
     for decade in range(DECADES):
         parts = 2 ** (decade + (kind is Kind.SECOND_MOMENT))
-        edges = torch.linspace(0.1, 1, parts + 1)
+        edges = _edges(parts)
         middles = 10.0 ** (decade - DECADES + 1) * ((edges[:-1] + edges[1:]) / 2)
         values += [middles, -middles] if kind is Kind.SIGNED else [middles]
     return torch.cat(values).sort().values
+
+
+def _edges(parts: int) -> Tensor:
+    """What ``torch.linspace(0.1, 1, parts + 1)`` gives the peers on a processor with fused multiplication.
+
+    Each is counted from the nearer end and rounded once. Without such instructions it is rounded twice: the last bit
+    of torch's own depends on the processor.
+    """
+    start, count = torch.tensor(0.1), torch.arange(parts + 1, dtype=torch.float64)
+    step = ((1 - start) / parts).double()
+    upwards, downwards = start.double() + step * count, 1 - step * (parts - count)
+    return torch.where(count < (parts + 1) // 2, upwards, downwards).float()
 
 
 class Int8Dynamic(Codec):

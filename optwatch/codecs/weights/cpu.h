@@ -71,11 +71,11 @@ struct Split {
 
 constexpr float kNoLimit = __builtin_inff();
 constexpr Codec codecs_weights[] = {
-    {"native_float32", 4, 1, kBlock, true, weight_load, nullptr, weight_store, kNoLimit, nullptr},
-    {"native_bfloat16", 2, 1, kBlock, false, weight_widen, nullptr, weight_nearest, kNoLimit, nullptr},
-    {"stochastic_bfloat16", 2, 1, kBlock, false, weight_widen, nullptr, weight_stochastic, kNoLimit, nullptr, 0, true},
-    {"split8", 2, 2, kBlock, false, Split<8>::load, nullptr, Split<8>::store, kNoLimit, nullptr, 1, true},
-    {"split16", 2, 2, kBlock, false, Split<16>::load, nullptr, Split<16>::store, kNoLimit, nullptr, 2, false},
+    {"native_float32", 32, 1, kBlock, true, weight_load, nullptr, weight_store, kNoLimit, nullptr},
+    {"native_bfloat16", 16, 1, kBlock, false, weight_widen, nullptr, weight_nearest, kNoLimit, nullptr},
+    {"stochastic_bfloat16", 16, 1, kBlock, false, weight_widen, nullptr, weight_stochastic, kNoLimit, nullptr, 0, true},
+    {"split8", 16, 2, kBlock, false, Split<8>::load, nullptr, Split<8>::store, kNoLimit, nullptr, 1, true},
+    {"split16", 16, 2, kBlock, false, Split<16>::load, nullptr, Split<16>::store, kNoLimit, nullptr, 2, false},
 };
 
 }  // namespace optwatch::OPTWATCH_ISA

@@ -37,9 +37,9 @@ struct AdamWInt8 {
   // kCubicBlock elements from i, or fewer at the end of a tensor.
   template <bool scaled>
   OPTWATCH_INLINE void quarter(const HotBlock& b, int i, int n, const CubicReader& m_reader, const LogReader& v_reader,
-                               CubicRange* m_range_out, LogRange* v_range_out, Sums* sums_out) const {
+                               Magnitude* m_range_out, LogRange* v_range_out, Sums* sums_out) const {
     // Local, because what a pointer leads to would be stored and loaded again for each vector.
-    CubicRange m_range;
+    Magnitude m_range;
     LogRange v_range = *v_range_out;
     Sums sums = *sums_out;
     for (const int end = i + n; i < end; i += kWidth) {
@@ -65,7 +65,7 @@ struct AdamWInt8 {
   OPTWATCH_INLINE HotSums run(const HotBlock& b) const {
     static_assert(kLogBlock % kCubicBlock == 0);
     LogRange v_ranges[kBlock / kLogBlock];
-    CubicRange m_ranges[kBlock / kCubicBlock];
+    Magnitude m_ranges[kBlock / kCubicBlock];
     Sums sums;
     for (int start = 0; start < b.n; start += kLogBlock) {
       const LogReader v_reader(b.parts[1], start / kLogBlock, h.beta2);

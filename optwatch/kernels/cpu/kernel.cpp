@@ -102,14 +102,14 @@ void observe(const Tables& t, const Work& work, const Block& b, Arrays& a, const
 // tells the processor that it goes on; all at once there would be more requests than a core can have under way.
 OPTWATCH_INLINE void fetch_quarter(const Tables& t, const Block& b, int quarter) {
   if (!b.ahead) return;
-  const auto fetch = [=](const void* block, int bytes) {
-    const char* p = static_cast<const char*>(block) + (kBlock * bytes + quarter * kBlock / 4 * bytes);
-    for (int i = 0; i < kBlock / 4 * bytes; i += 64) __builtin_prefetch(p + i, 1);
+  const auto fetch = [=](const void* block, int bits) {
+    const char* p = static_cast<const char*>(block) + (kBlock * bits / 8 + quarter * kBlock / 32 * bits);
+    for (int i = 0; i < kBlock / 32 * bits; i += 64) __builtin_prefetch(p + i, 1);
   };
-  fetch(b.grad, t.grad->bytes);
-  fetch(b.weight.values, t.weight->bytes);
-  fetch(b.weight.correction, t.weight->correction);
-  for (int s = 0; s < t.rule->slots; s++) fetch(b.parts[s].values, t.codecs[s]->bytes);
+  fetch(b.grad, 8 * t.grad->bytes);
+  fetch(b.weight.values, t.weight->bits);
+  fetch(b.weight.correction, 8 * t.weight->correction);
+  for (int s = 0; s < t.rule->slots; s++) fetch(b.parts[s].values, t.codecs[s]->bits);
 }
 
 // New moments and weights, and all that is needed to store the moments.
@@ -180,8 +180,9 @@ void step_padded(const Tables& t, const Work& work, Block b, Arrays& a, double* 
   alignas(64) char param[kBlock * 4] = {}, correction[kBlock * 2] = {}, grad[kBlock * 4] = {};
   alignas(64) char values[kMaxSlots][kBlock * 4];
   const size_t n = static_cast<size_t>(b.n);
+  const auto bytes = [&](const Codec& codec) { return static_cast<size_t>(bytes_of(b.n, codec.bits)); };
   const Block original = b;
-  std::memcpy(param, b.weight.values, n * t.weight->bytes);
+  std::memcpy(param, b.weight.values, bytes(*t.weight));
   if (t.weight->correction) std::memcpy(correction, b.weight.correction, n * t.weight->correction);
   std::memcpy(grad, b.grad, n * t.grad->bytes);
   b.weight.values = param;
@@ -189,13 +190,13 @@ void step_padded(const Tables& t, const Work& work, Block b, Arrays& a, double* 
   b.grad = grad;
   for (int s = 0; s < t.rule->slots; s++) {
     std::memset(values[s], 0, sizeof values[s]);
-    std::memcpy(values[s], b.parts[s].values, n * t.codecs[s]->bytes);
+    std::memcpy(values[s], b.parts[s].values, bytes(*t.codecs[s]));
     b.parts[s].values = values[s];
   }
   step(t, work, b, a, sums);
-  std::memcpy(original.weight.values, param, n * t.weight->bytes);
+  std::memcpy(original.weight.values, param, bytes(*t.weight));
   if (t.weight->correction) std::memcpy(original.weight.correction, correction, n * t.weight->correction);
-  for (int s = 0; s < t.rule->slots; s++) std::memcpy(original.parts[s].values, values[s], n * t.codecs[s]->bytes);
+  for (int s = 0; s < t.rule->slots; s++) std::memcpy(original.parts[s].values, values[s], bytes(*t.codecs[s]));
 }
 
 Key key_of(const Work& work, int slot) { return {work.keys[2 * slot], work.keys[2 * slot + 1]}; }
@@ -213,12 +214,12 @@ void run(const Tables& t, const Work& work) {
     b.ahead = work.stop - first >= 2 * kBlock;
     b.grad = work.grad + first * t.grad->bytes;
     const int slots = t.rule->slots;
-    b.weight = {tensor.param + first * t.weight->bytes, nullptr, first, key_of(work, slots),
+    b.weight = {tensor.param + bytes_of(first, t.weight->bits), nullptr, first, key_of(work, slots),
                 tensor.correction + first * t.weight->correction};
     for (int s = 0; s < slots; s++) {
       void* const* buffers = tensor.buffers[s];
-      b.parts[s] = {static_cast<char*>(buffers[0]) + first * t.codecs[s]->bytes, buffers, first, key_of(work, s),
-                    nullptr};
+      b.parts[s] = {static_cast<char*>(buffers[0]) + bytes_of(first, t.codecs[s]->bits), buffers, first,
+                    key_of(work, s), nullptr};
     }
     if (b.n % kPad == 0)
       step(t, work, b, arrays, work.sums);

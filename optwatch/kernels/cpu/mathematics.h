@@ -16,6 +16,23 @@ constexpr float kSmallestNormal = 0x1p-126f;
 
 OPTWATCH_INLINE Float absolute(Float x) { return as_float(bits(x) & ~kSignBit); }
 
+// Elements of the codec's block that starts at `start` of n.
+OPTWATCH_INLINE int length_of(int start, int block, int n) { return n - start < block ? n - start : block; }
+
+// The largest magnitude, collected vector by vector: bit patterns without sign order like integers, NaN above infinity
+// above the rest.
+struct Magnitude {
+  Int most{};
+
+  OPTWATCH_INLINE void add(Float x) { most = maximum(most, bits(x) & ~kSignBit); }
+};
+
+OPTWATCH_INLINE int32_t largest_magnitude(const float* x, int n) {
+  Magnitude found;
+  for (int i = 0; i < n; i += kWidth) found.add(load(x + i));
+  return largest(found.most);
+}
+
 // For positive normal x: exact at powers of two; the relative error of log2(1 + t) is 1.3e-6 on [0, 1).
 template <int size>
 OPTWATCH_INLINE Floats<size> log2(const Floats<size>& x) {

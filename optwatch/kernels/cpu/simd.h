@@ -283,6 +283,81 @@ OPTWATCH_INLINE void store_narrow(T* p, Int x) {
 #endif
 }
 
+// table[index], for numbers of 32 bits.
+template <class T>
+OPTWATCH_INLINE auto gather(const T* table, Int index) {
+  static_assert(sizeof(T) == 4);
+  typedef T V __attribute__((vector_size(4 * kWidth)));
+#if defined(__AVX512F__)
+  return (V)_mm512_i32gather_epi32((__m512i)index, table, 4);
+#elif defined(__AVX2__)
+  return (V)_mm256_i32gather_epi32((const int*)table, (__m256i)index, 4);
+#else
+  V found;
+  for (int i = 0; i < kWidth; i++) found[i] = table[index[i]];
+  return found;
+#endif
+}
+
+// Eight or sixteen numbers in registers, looked up by the lower three or four bits of an index.
+template <int size>
+struct Lookup {
+#if defined(__AVX512F__)
+  __m512 table;
+  OPTWATCH_INLINE explicit Lookup(const float* values)
+      : table(size == 16 ? _mm512_loadu_ps(values) : _mm512_broadcast_f32x8(_mm256_loadu_ps(values))) {}
+  OPTWATCH_INLINE Float operator[](Int index) const { return (Float)_mm512_permutexvar_ps((__m512i)index, table); }
+#elif defined(__AVX2__)
+  __m256 low, high;
+  OPTWATCH_INLINE explicit Lookup(const float* values)
+      : low(_mm256_loadu_ps(values)), high(_mm256_loadu_ps(values + size - 8)) {}
+  OPTWATCH_INLINE Float operator[](Int index) const {
+    const __m256 lower = _mm256_permutevar8x32_ps(low, (__m256i)index);
+    if constexpr (size == 8) return (Float)lower;
+    const __m256 upper = _mm256_permutevar8x32_ps(high, (__m256i)index);
+    return (Float)_mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32((__m256i)index, 28)));
+  }
+#else
+  float table[size];
+  OPTWATCH_INLINE explicit Lookup(const float* values) { std::memcpy(table, values, sizeof table); }
+  OPTWATCH_INLINE Float operator[](Int index) const { return gather(table, index & (size - 1)); }
+#endif
+};
+
+// kWidth numbers of four bits, two a byte with the first in the lower half; above them an element may have other bits.
+OPTWATCH_INLINE Int load_nibbles(const uint8_t* p) {
+#if defined(__AVX512F__)
+  const __m512i pair = _mm512_cvtepu8_epi64(_mm_loadl_epi64((const __m128i*)p));
+  return (Int)_mm512_or_si512(pair, _mm512_slli_epi64(pair, 28));
+#elif defined(__AVX2__)
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  const __m256i pair = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+  return (Int)_mm256_or_si256(pair, _mm256_slli_epi64(pair, 28));
+#else
+  Int x;
+  for (int i = 0; i < kWidth; i++) x[i] = p[i / 2] >> (i % 2 * 4);
+  return x;
+#endif
+}
+
+// The same way back, of numbers of [0, 16).
+OPTWATCH_INLINE void store_nibbles(uint8_t* p, Int x) {
+#if defined(__AVX512F__)
+  const __m512i pair = _mm512_or_si512((__m512i)x, _mm512_srli_epi64((__m512i)x, 28));
+  _mm_storel_epi64((__m128i*)p, _mm512_cvtepi64_epi8(pair));
+#elif defined(__AVX2__)
+  const __m256i pair = _mm256_or_si256((__m256i)x, _mm256_srli_epi64((__m256i)x, 28));
+  const __m256i first = _mm256_set1_epi64x(0x0800);  // the lowest byte of each pair, in every two bytes
+  const __m256i bytes = _mm256_shuffle_epi8(pair, first);
+  const int both =
+      _mm_cvtsi128_si32(_mm_unpacklo_epi16(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1)));
+  std::memcpy(p, &both, sizeof both);
+#else
+  for (int i = 0; i < kWidth; i += 2) p[i / 2] = static_cast<uint8_t>(x[i] | x[i + 1] << 4);
+#endif
+}
+
 // 0, 1, 2, ...
 OPTWATCH_INLINE Float count_up() {
   Float lane;

@@ -19,6 +19,8 @@ struct Key {
   uint32_t k0, k1;  // of (seed, parameter, slot, step), see optwatch/kernels/random.py
 };
 
+constexpr int64_t bytes_of(int64_t elements, int bits) { return (elements * bits + 7) / 8; }
+
 // Where one block of a slot, or of the weight, lives.
 struct Part {
   void* values;          // the primary buffer, at the block's first element
@@ -31,13 +33,14 @@ struct Part {
 // Room for what a codec finds out about the sub-blocks of a block; aligned for any of its types.
 struct alignas(64) Note {
   char bytes[128];
+  float each[kBlock];  // and of every element
 };
 
 // How a slot, or the weight, is stored. `n` is at most kBlock; arrays may be read and written up to the next multiple
 // of kPad.
 struct Codec {
   const char* name;
-  int bytes;      // per element of the primary buffer
+  int bits;       // per element of the primary buffer: 4, with the even element in the lower half, 8, 16 or 32
   int buffers;    // how many buffers a tensor has
   int block;      // elements that share a limit
   bool in_place;  // the primary buffer holds the fp32 values themselves: load and store have nothing to do
