@@ -9,7 +9,7 @@ from itertools import chain
 
 from optwatch import __version__
 from optwatch.agent.boards import Boards
-from optwatch.agent.nvml import NvmlSampler
+from optwatch.agent.nvml import PROCESS_MEMORY, NvmlSampler
 from optwatch.agent.rank import Rank
 from optwatch.exporters.base import HistogramValue, Point, Snapshot, Values
 
@@ -42,13 +42,19 @@ class Collector:
         """The rank's points up to the cap; they come the most important ones first."""
         seen = self._dropped.setdefault(rank.key, set())
         left = self._cap - 1  # the counter of what was left out is a series too
-        for name, point in rank.points():
+        for name, point in chain(rank.points(), self._device_memory(rank)):
             left -= series_count(point)
             if left >= 0:
                 yield name, point
             elif len(seen) < 100 * self._cap:
                 seen.add((name, tuple(point.labels.values())))
         yield "optwatch.series_dropped", Point(rank.labels, float(len(seen)), rank.since)
+
+    def _device_memory(self, rank: Rank) -> Iterator[tuple[str, Point]]:
+        pid = rank.pid
+        if pid is not None:
+            for gpu, value in self._nvml.memory_of(pid):
+                yield PROCESS_MEMORY, Point({**rank.labels, "gpu": gpu}, value)
 
     def _own(self) -> Iterator[tuple[str, Point]]:
         yield "optwatch.build", Point({"version": __version__, "python": platform.python_version()}, 1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+_HOST_NAMESPACE = 0xEFFFFFFC  # the inode of the first PID namespace, fixed in the kernel
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -14,3 +15,11 @@ def resident_bytes(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):
         return None
+
+
+def in_host_namespace() -> bool:
+    """Whether this process sees process ids as the host and its drivers do."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino == _HOST_NAMESPACE
+    except OSError:
+        return False

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from optwatch.agent.host import in_host_namespace
 from optwatch.agent.watchdog import Watchdog
+from optwatch.agent.xid import Xids
 from optwatch.exporters.base import Point
 
 log = logging.getLogger("optwatch.agent")
@@ -18,6 +20,8 @@ log = logging.getLogger("optwatch.agent")
 _LIBRARY = "libnvidia-ml.so.1"
 _START_SECONDS = 20.0  # without persistence mode the first call loads the driver
 _LONGEST_RETRY = 60.0
+#: Of every process of a device; whoever shows it knows which of them are ranks.
+PROCESS_MEMORY = "optwatch.process.device_memory"
 
 # Reads several values with one call of the driver: nvml module, handle -> (metric, further labels, value) ...
 _Reading = tuple[str, dict[str, str], float]
@@ -80,6 +84,15 @@ def _throttled(nvml: Any, handle: Any) -> list[_Reading]:
     ]
 
 
+def _processes(nvml: Any, handle: Any) -> list[_Reading]:
+    found = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    return [
+        (PROCESS_MEMORY, {"pid": str(one.pid)}, float(one.usedGpuMemory))
+        for one in found
+        if one.usedGpuMemory is not None  # some drivers know the process, but not its memory
+    ]
+
+
 _PROBES: dict[str, _Probe] = {
     "memory": _memory,
     "utilization": _utilization,
@@ -89,6 +102,7 @@ _PROBES: dict[str, _Probe] = {
     "ecc_corrected": _ecc("corrected"),
     "ecc_uncorrected": _ecc("uncorrected"),
     "throttled": _throttled,
+    "processes": _processes,
 }
 
 
@@ -105,6 +119,7 @@ class _Device:
     handle: Any
     watchdog: Watchdog
     delay: float  # until the next try, after a failure
+    slice: bool = False  # of MIG
     up: bool | None = None  # None before the first sample
     retry_at: float = 0.0
     unsupported: set[str] = field(default_factory=set)
@@ -123,6 +138,7 @@ class NvmlSampler:
         self._interval, self._limit = interval, limit
         self._nvml: Any = None
         self._devices: tuple[_Device, ...] = ()
+        self._xids, self._events = Xids(), Watchdog("nvml-events", limit)
         self._stopping = threading.Event()
 
     def start(self) -> None:
@@ -142,7 +158,22 @@ class NvmlSampler:
             yield "optwatch.device_up", Point(gpu, float(device.up))
             yield "optwatch.device", Point({**gpu, **device.facts}, 1.0)
             for name, labels, value in device.readings:
-                yield name, Point({**gpu, **labels}, value)
+                if name != PROCESS_MEMORY:
+                    yield name, Point({**gpu, **labels}, value)
+        yield from self._xids.points()
+
+    def memory_of(self, pid: int) -> Iterator[tuple[str, float]]:
+        """Device and bytes that a process holds there.
+
+        The driver numbers processes as the host does: from inside a PID namespace of its own an agent would find
+        others under the same numbers, and finds none.
+        """
+        if not in_host_namespace():
+            return
+        for device in self._devices:
+            for name, labels, value in device.readings:
+                if name == PROCESS_MEMORY and labels["pid"] == str(pid):
+                    yield device.uuid, value
 
     def sample_once(self) -> None:
         """One sample of what answers within the limit."""
@@ -177,7 +208,17 @@ class NvmlSampler:
         while not self._stopping.is_set():
             for device in self._devices:
                 self._sample(device)
+            self._hear()
             self._stopping.wait(self._interval)
+
+    def _hear(self) -> None:
+        """Take in the errors that the driver has told of meanwhile."""
+        handles = {device.uuid: device.handle for device in self._devices if device.up and not device.slice}
+        try:
+            self._events.call(lambda: self._xids.hear(self._nvml, handles))
+        except Exception as error:  # noqa: BLE001 - hung, lost, or whatever else a driver can do to a thread
+            log.debug("events: %s", error)
+            self.errors += 1
 
     def _discover(self) -> tuple[_Device, ...]:
         """All devices and MIG slices. OSError without the driver's library."""
@@ -195,7 +236,7 @@ class NvmlSampler:
                     facts = {"index": name, "model": _text(pynvml.nvmlDeviceGetName(one)), "driver": driver}
                     uuid = _text(pynvml.nvmlDeviceGetUUID(one))
                     watchdog = Watchdog(f"nvml-{name}", self._limit)
-                    devices.append(_Device(uuid, facts, one, watchdog, self._interval))
+                    devices.append(_Device(uuid, facts, one, watchdog, self._interval, ":" in name))
             except pynvml.NVMLError as error:  # one lost device must not hide the others
                 self.errors += 1
                 log.warning("device %d cannot be opened: %s", index, error)

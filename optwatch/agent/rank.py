@@ -47,6 +47,11 @@ class Rank:
         """Whether the writer lived at the last poll."""
         return self.ended is None
 
+    @property
+    def pid(self) -> int | None:
+        """The process id as this process sees it; None if it is dead, or in a namespace that cannot be seen."""
+        return self._reader.holder() if self.alive else None
+
     def poll(self) -> None:
         """Take in what is new."""
         try:
@@ -82,7 +87,7 @@ class Rank:
             yield "optwatch.last_step_timestamp", self._point({}, live.time)
         if live.sample_time > 0:
             yield "optwatch.last_sample_timestamp", self._point({}, live.sample_time)
-        pid = self._reader.holder() if self.alive else None
+        pid = self.pid
         rss = resident_bytes(pid) if pid is not None else None
         if rss is not None:
             yield "optwatch.host_memory.rss", self._point({}, rss)

@@ -100,6 +100,9 @@ DEVICE = (
     M("optwatch.device.energy", "counter", "J", "Energy drawn since the driver was loaded", GPU, requires="nvidia"),
     M("optwatch.device.temperature", "gauge", "Cel", "Temperature of the chip", GPU, requires="nvidia"),
     M("optwatch.device.ecc_errors", "counter", "{error}", "ECC errors over the device's life", (*GPU, "error"), requires="nvidia"),
+    M("optwatch.device.xid_errors", "counter", "{error}", "XID errors that the driver told of since the agent listens", GPU, requires="nvidia"),
+    M("optwatch.device_xid", "info", "", "XID errors that the device has had, by number", (*GPU, "xid"), requires="nvidia"),
+    M("optwatch.process.device_memory", "gauge", "By", "Device memory that the rank's process holds, as the driver reports it", RGPU, requires="nvidia"),
     M("optwatch.device.clock_throttled", "gauge", "", "1 while the clock is held down for this reason, else 0", (*GPU, "reason"), requires="nvidia"),
 )
 

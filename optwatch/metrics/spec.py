@@ -54,6 +54,7 @@ LABELS: Mapping[str, str] = {
     "index": "driver's number of the device, for display only",
     "model": "device models",
     "driver": "driver versions",
+    "xid": "numbers of the driver's errors, of about 170 that there are",
     "version": "one an agent",
     "python": "one an agent",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -12,6 +13,12 @@ from pathlib import Path
 import pytest
 
 from agent_process import Scrape, agent, eventually, scrape
+from board_samples import Feed, schema
+from optwatch.agent import host
+from optwatch.agent.host import in_host_namespace
+from optwatch.agent.nvml import PROCESS_MEMORY, NvmlSampler, _Device
+from optwatch.agent.watchdog import Watchdog
+from optwatch.board import BoardWriter
 
 pytestmark = pytest.mark.integration
 
@@ -199,6 +206,84 @@ def test_mig_slices_have_their_own_uuid(library: Path, tmp_path: Path) -> None:
         assert page.all("optwatch_device_power_watts", gpu="MIG-0-0") == []
         assert page.one("optwatch_device_power_watts", gpu="GPU-0") == 312.5
         assert page.one("optwatch_device_info", gpu="MIG-0-2", index="0:2") == 1
+
+
+def test_memory_of_the_ranks_process(library: Path, tmp_path: Path) -> None:
+    """By the rank's process id; other processes, and memory that the driver does not know, have no series."""
+    Feed(BoardWriter.create(tmp_path, schema())).publish()
+    pid = os.getpid()
+    orders = (
+        "devices 3",
+        f"process 0 {pid} 1234",
+        "process 0 1 99",
+        f"process 1 {pid} 77",
+        f"process 2 {pid} -",
+    )
+    with driven(library, tmp_path, *orders) as driver:
+        expected = [("GPU-0", 1234.0), ("GPU-1", 77.0)] if in_host_namespace() else []
+        seen(driver, "optwatch_device_up", 1, gpu="GPU-2")
+        found = [
+            (s.labels["gpu"], s.value, s.labels["rank"])
+            for s in driver.page().samples
+            if s.name == "optwatch_process_device_memory_bytes"
+        ]
+        assert found == [(*one, "0") for one in expected]
+
+
+def test_process_ids_of_another_namespace_are_not_guessed(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers that mean other processes here make no series."""
+    sampler = NvmlSampler(1.0, 1.0)
+    readings = [(PROCESS_MEMORY, {"pid": "7"}, 5.0)]
+    sampler._devices = (_Device("GPU-0", {}, None, Watchdog("", 1.0), 1.0, readings=readings),)
+    own = Path("/proc/self/ns/pid").stat().st_ino
+    for inode, expected in ((own, [("GPU-0", 5.0)]), (own + 1, [])):
+        monkeypatch.setattr(host, "_HOST_NAMESPACE", inode)
+        assert list(sampler.memory_of(7)) == expected
+
+
+def test_xid_errors(library: Path, tmp_path: Path) -> None:
+    """Counted from zero, their numbers shown, each told once."""
+    with driven(library, tmp_path, "devices 2") as driver:
+        seen(driver, "optwatch_device_xid_errors_total", 0, gpu="GPU-0")
+        driver.order("devices 2", "xid 1 79", "xid 1 31", "xid 1 31")
+        seen(driver, "optwatch_device_xid_errors_total", 3, gpu="GPU-1")
+        time.sleep(0.3)  # several samples
+        page = driver.page()
+        assert page.one("optwatch_device_xid_errors_total", gpu="GPU-1") == 3
+        assert page.one("optwatch_device_xid_errors_total", gpu="GPU-0") == 0
+        numbers = [s.labels["xid"] for s in page.samples if s.name == "optwatch_device_xid_info"]
+        assert numbers == ["31", "79"]
+        assert page.one("optwatch_nvml_errors_total") == 0
+        driver.order("devices 2", "lost 1", "xid 1 79", "xid 1 31", "xid 1 31")
+        seen(driver, "optwatch_device_up", 0, gpu="GPU-1")
+        driver.order("devices 2", "xid 1 79", "xid 1 31", "xid 1 31", "xid 1 48")
+        seen(driver, "optwatch_device_xid_errors_total", 4, gpu="GPU-1")  # again after it came back
+
+
+@pytest.mark.parametrize("order", ["hung_events", "lost_events"])
+def test_events_that_cannot_be_waited_for(library: Path, tmp_path: Path, order: str) -> None:
+    """Everything else is sampled; what happened is told when the driver answers again."""
+    with driven(library, tmp_path) as driver:
+        seen(driver, "optwatch_device_xid_errors_total", 0)
+        driver.order(order, "xid 0 79")
+
+        def counted() -> None:
+            assert driver.page().one("optwatch_nvml_errors_total") >= 2
+
+        eventually(counted)
+        assert driver.page().one("optwatch_device_power_watts") == 312.5
+        driver.order("xid 0 79")
+        seen(driver, "optwatch_device_xid_errors_total", 1)
+
+
+def test_devices_without_events_have_no_counter(library: Path, tmp_path: Path) -> None:
+    """Absent, and no error."""
+    with driven(library, tmp_path, "unsupported events") as driver:
+        seen(driver, "optwatch_device_power_watts", 312.5)
+        assert driver.page().all("optwatch_device_xid_errors_total") == []
+        assert driver.page().one("optwatch_nvml_errors_total") == 0
 
 
 def test_no_driver_is_one_line(tmp_path: Path) -> None:

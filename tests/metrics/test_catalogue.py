@@ -73,6 +73,9 @@ NAMES = [
     "optwatch_device_energy_joules_total",
     "optwatch_device_temperature_celsius",
     "optwatch_device_ecc_errors_total",
+    "optwatch_device_xid_errors_total",
+    "optwatch_device_xid_info",
+    "optwatch_process_device_memory_bytes",
     "optwatch_device_clock_throttled",
     "optwatch_allocator_allocated_bytes",
     "optwatch_allocator_reserved_bytes",
@@ -90,6 +93,7 @@ NAMES = [
     "optwatch_nvml_errors_total",
     "optwatch_otlp_exports_total",
     "optwatch_otlp_failures_total",
+    "optwatch_store_failures_total",
     "optwatch_scrape_duration_seconds",
 ]
 
