@@ -17,4 +17,7 @@ EXEMPT: dict[str, str] = {
     "optwatch.events": "annotations show when each happened; the count is for queries of one's own",
     "optwatch.training.tokens": "not every loop counts them: a panel without data would be no use",
     "optwatch.training.samples": "not every loop counts them: a panel without data would be no use",
+    "optwatch.device.xid_errors": "to be put on the dashboard of devices",
+    "optwatch.device_xid": "to be put on the dashboard of devices",
+    "optwatch.process.device_memory": "to be put on the dashboard of devices",
 }
