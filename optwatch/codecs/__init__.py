@@ -5,7 +5,7 @@ A format maps each :class:`Kind` of slot to the :class:`Codec` that keeps it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -28,6 +28,7 @@ __all__ = [
     "Buffer",
     "Codec",
     "Kind",
+    "SlotFormats",
     "StateFormat",
     "check_state",
     "codec_for",
@@ -46,8 +47,10 @@ FORMATS: dict[str, dict[Kind, Codec]] = {
     "int4": INT4,
 }
 
-#: What ``state=`` takes: a format for all slots, or one for each slot by its name, with ``"default"`` for the others.
-StateFormat: TypeAlias = str | Mapping[str, str]
+#: How a parameter is kept: in one format, or in one for each slot by its name, with ``"default"`` for the others.
+SlotFormats: TypeAlias = str | Mapping[str, str]
+#: What ``state=`` takes: that, or a rule on parameters' names: patterns as further keys, or a function of the name.
+StateFormat: TypeAlias = SlotFormats | Mapping[str, SlotFormats] | Callable[[str], SlotFormats]
 DEFAULT = "default"
 
 #: Tensors with fewer elements keep fp32 state in low-bit formats: their bytes do not matter, their accuracy does.
@@ -65,7 +68,7 @@ def state_format(name: str) -> dict[Kind, Codec]:
         ) from None
 
 
-def check_state(state: StateFormat, slots: Sequence[str]) -> None:
+def check_state(state: SlotFormats, slots: Sequence[str]) -> None:
     """Raise a ``ValueError`` unless ``state`` gives each of these slots a known format, and no other slot one."""
     if not isinstance(state, Mapping):
         state_format(state)
@@ -82,7 +85,7 @@ def check_state(state: StateFormat, slots: Sequence[str]) -> None:
         )
 
 
-def codec_for(state: StateFormat, slot: str, kind: Kind, numel: int) -> Codec:
+def codec_for(state: SlotFormats, slot: str, kind: Kind, numel: int) -> Codec:
     """The codec that ``state`` gives to the slot of this name and kind for a tensor of ``numel`` elements."""
     name = (state[slot] if slot in state else state[DEFAULT]) if isinstance(state, Mapping) else state
     chosen = state_format(name)

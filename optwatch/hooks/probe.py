@@ -22,6 +22,7 @@ from optwatch.hooks.transfer import Rows, Transfer
 from optwatch.metrics.fields import CHEAP_FIELDS, maximum_columns, row_fields, row_length
 from optwatch.optim import Optimizer, StatsLayout, StepStats
 from optwatch.optim.base import count_state_bytes
+from optwatch.optim.formats import formats_of
 
 #: Learning rates of more parameter groups than this are not shown: a group may be a single tensor.
 MAXIMUM_RATES = 16
@@ -181,7 +182,7 @@ class Probe:
         optimizer = self._optimizer()
         own = isinstance(optimizer, Optimizer)
         formats = (
-            {str(group.get("state")) for group in optimizer.param_groups}
+            {str(state) for group in optimizer.param_groups for state in formats_of(group)}
             if optimizer and own
             else {"unknown"}
         )

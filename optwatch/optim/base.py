@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from optwatch.codecs import Codec, StateFormat, check_state, codec_for, weight_codec
+from optwatch.codecs import Codec, StateFormat, codec_for, weight_codec
 from optwatch.kernels import PlanSpec, check_backend
 from optwatch.optim.binding import Binding, Stale
 from optwatch.optim.checkpoint import load
+from optwatch.optim.formats import by_parameter, check_formats, format_at
 from optwatch.optim.interchange import export
 from optwatch.optim.options import Ranges, check
 from optwatch.optim.release import Release
@@ -71,7 +72,8 @@ class Optimizer(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            check_state(group["state"], [slot.name for slot in self.rule_for(group).slots])
+            group["state"] = by_parameter(group["state"], group.get("param_names"))
+            check_formats(group, self.rule_for(group))
             weight_codec(group["weights"], torch.bfloat16)
             self.check_options(group)
             for position, param in enumerate(group["params"]):
@@ -196,7 +198,7 @@ class Optimizer(torch.optim.Optimizer):
         for number, group in enumerate(self.param_groups):
             for position, known in enumerate(group["params"]):
                 if known is param:
-                    spec = self._spec(group, param, self.parameter_name(group, position))
+                    spec = self._spec(group, position)
                     return Binding(spec, [param], [self.state[param]], [index], [number], self._backend)
                 index += 1
         raise RuntimeError(
@@ -225,7 +227,7 @@ class Optimizer(torch.optim.Optimizer):
                         raise RuntimeError(
                             f"{name} has a {param.grad.layout} gradient; only dense ones are supported"
                         )
-                    spec = self._spec(group, param, name)
+                    spec = self._spec(group, position)
                     plans[param.device, spec].append((param, index, number))
                 index += 1
         self._bindings = [
@@ -241,13 +243,14 @@ class Optimizer(torch.optim.Optimizer):
         ]
         self._bound = list(self.state.values())
 
-    def _spec(self, group: Mapping[str, Any], param: Tensor, name: str) -> PlanSpec:
-        """The plan that ``param`` needs; creates its state if it has none, else goes by the tensors it finds."""
+    def _spec(self, group: Mapping[str, Any], position: int) -> PlanSpec:
+        """The plan that a parameter needs; creates its state if it has none, else goes by the tensors it finds."""
+        param, name = group["params"][position], self.parameter_name(group, position)
         state = self.state[param]
         if not state:
             state["step"] = torch.tensor(0.0)
             for slot in self.rule_for(group).slots:
-                codec = codec_for(group["state"], slot.name, slot.kind, param.numel())
+                codec = codec_for(format_at(group, position), slot.name, slot.kind, param.numel())
                 initial = float(group[slot.initial]) if slot.initial else 0.0
                 state.update(begin(codec, slot.name, param, initial))
             state.update(begin_weight(weight_codec(group["weights"], param.dtype), param))
@@ -326,12 +329,12 @@ class Optimizer(torch.optim.Optimizer):
         """The bytes that ``state=`` and ``weights=`` ask for, of the parameters stepped so far, by the same keys."""
         expected: dict[StateKind, int] = defaultdict(int)
         for group in self.param_groups:
-            for param in group["params"]:
+            for position, param in enumerate(group["params"]):
                 if not self.state.get(param):
                     continue
                 expected[StateKind("step", "float32", "cpu")] += STEP_BYTES
                 for slot in self.rule_for(group).slots:
-                    codec = codec_for(group["state"], slot.name, slot.kind, param.numel())
+                    codec = codec_for(format_at(group, position), slot.name, slot.kind, param.numel())
                     for buffer in codec.buffers:
                         kind = StateKind(slot.name, _short(buffer.dtype), str(param.device))
                         expected[kind] += codec.length(buffer, param.numel()) * buffer.dtype.itemsize

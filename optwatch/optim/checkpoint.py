@@ -15,6 +15,7 @@ from torch import Tensor
 
 from optwatch.codecs import Codec, check_state, codec_for
 from optwatch.kernels.random import keys, numbers
+from optwatch.optim.formats import format_at
 from optwatch.optim.interchange import Peer, peer_of
 from optwatch.optim.layout import flat, memory_order
 from optwatch.optim.slots import buffer_key, decode, identify, keep, shaped_like_parameter
@@ -127,8 +128,7 @@ def _state(
         for position, (param, number) in enumerate(zip(group["params"], saved["params"], strict=True)):
             if number not in found:
                 continue  # it had not been stepped
-            name = optimizer.parameter_name(group, position)
-            loader = _Parameter(optimizer, group, param, name, number)
+            loader = _Parameter(optimizer, group, position, number)
             loaded[param] = loader.load(dict(found.pop(number)), convert, peer)
             converted += loader.converted
     if found:
@@ -139,12 +139,11 @@ def _state(
 class _Parameter:
     """The loading of one parameter's state."""
 
-    def __init__(
-        self, optimizer: Loadable, group: Mapping[str, Any], param: Tensor, name: str, index: int
-    ) -> None:
-        self.rule, self.format, self.seed = optimizer.rule_for(group), group["state"], int(group["seed"])
+    def __init__(self, optimizer: Loadable, group: Mapping[str, Any], position: int, index: int) -> None:
+        self.rule, self.seed, self.index = optimizer.rule_for(group), int(group["seed"]), index
         self.weights = group["weights"]
-        self.param, self.name, self.index = param, name, index
+        self.param, self.format = group["params"][position], format_at(group, position)
+        self.name = optimizer.parameter_name(group, position)
         self.converted = 0
 
     def load(self, saved: dict[str, Any], convert: bool, peer: Peer | None) -> dict[str, Any]:

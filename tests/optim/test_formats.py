@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
-from optwatch.optim import AdamW, StateKind
+from optwatch.optim import AdamW, StateKind, replace
 from tests.optim.training import assert_same, parameters, train
 
 MIXED = {"exp_avg": "int4", "exp_avg_sq": "bf16"}
@@ -77,6 +79,105 @@ class TestFormatOfEachSlot:
         with pytest.raises(ValueError, match=message):
             optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(3))], "state": state})
         assert len(optimizer.param_groups) == 1
+
+
+def choose(name: str) -> str | dict[str, str]:
+    """A rule as a function."""
+    if "norm" in name:
+        return "fp32"
+    return {"exp_avg": "int4", "default": "bf16"} if name.startswith("embed") else "int8"
+
+
+class TestFormatByName:
+    """``state=`` as a rule on parameters' names."""
+
+    PATTERNS = {  # noqa: RUF012 - a constant
+        "*norm*": "fp32",
+        "embed*": {"exp_avg": "int4", "default": "bf16"},
+        "default": "int8",
+    }
+    WANTED = {  # noqa: RUF012 - a constant
+        "embed.weight": (torch.uint8, torch.bfloat16),
+        "embed_norm.weight": (torch.float32, torch.float32),
+        "head.weight": (torch.int8, torch.uint8),
+    }
+
+    def named(self) -> dict[str, nn.Parameter]:
+        return {name: nn.Parameter(torch.randn(64, 80)) for name in self.WANTED}
+
+    @pytest.mark.parametrize("rule", [PATTERNS, choose], ids=["patterns", "function"])
+    def test_the_rule_decides(self, rule: object) -> None:
+        """State, predicted bytes, and a checkpoint that goes through a file: the first pattern that matches counts."""
+        params = self.named()
+        optimizer = AdamW(params.items(), state=rule, backend="reference")
+        train(optimizer, list(params.values()), range(2))
+        for name, dtypes in self.WANTED.items():
+            state = optimizer.state[params[name]]
+            assert (state["exp_avg"].dtype, state["exp_avg_sq"].dtype) == dtypes
+        assert optimizer.state_bytes() == optimizer.expected_state_bytes()
+        second = AdamW(self.named().items(), state=rule, backend="reference")
+        second.load_state_dict(saved(optimizer))
+        assert second.state_bytes() == optimizer.state_bytes()
+        copy.deepcopy(optimizer).step()
+        pickle.dumps(optimizer)
+
+    def test_groups_and_conversions_follow_it(self) -> None:
+        """A rule for one group, a format for the other; a checkpoint in fp32 is converted by parameter."""
+        params = self.named()
+        exact = AdamW(params.items())
+        train(exact, list(params.values()), range(2))
+        first, *others = params.items()
+        groups = [{"params": [first]}, {"params": others, "state": "bf16"}]
+        optimizer = AdamW(groups, state=self.PATTERNS, backend="reference")
+        exact_groups = AdamW([{"params": [first]}, {"params": others}])
+        train(exact_groups, list(params.values()), range(2))
+        with pytest.raises(
+            ValueError, match=r"'exp_avg' of parameter 'embed.weight' as fp32, state=.*int4_power"
+        ):
+            optimizer.load_state_dict(exact_groups.state_dict())
+        optimizer.load_state_dict(exact_groups.state_dict(), convert=True)
+        assert optimizer.state_conversions == 6
+        assert optimizer.state_bytes() == optimizer.expected_state_bytes()
+        assert optimizer.state[first[1]]["exp_avg"].dtype == torch.uint8
+        assert optimizer.state[others[0][1]]["exp_avg"].dtype == torch.bfloat16
+
+    def test_taking_over_a_torch_optimizer(self) -> None:
+        """Its names are used."""
+        params = self.named()
+        before = torch.optim.AdamW(params.items())
+        train(before, list(params.values()), range(2))
+        taken = replace(before, state=self.PATTERNS, backend="reference")
+        assert taken.state[params["embed.weight"]]["exp_avg"].dtype == torch.uint8
+
+    @pytest.mark.parametrize(
+        ("rule", "message"),
+        [
+            (
+                {"*norm*": "fp32"},
+                "the format of parameter 'embed.weight': state= has no format for 'exp_avg', 'exp",
+            ),
+            (
+                {"*norm*": "fp33", "default": "int8"},
+                "the format of parameter 'embed_norm.weight': unknown state for",
+            ),
+            (
+                lambda _: {"moment": "fp32"},
+                "the format of parameter 'embed.weight': state= names a slot 'moment'",
+            ),
+            (lambda _: None, "the format of parameter 'embed.weight': unknown state format None"),
+        ],
+    )
+    def test_a_wrong_rule_is_refused(self, rule: object, message: str) -> None:
+        """By the parameter's name."""
+        with pytest.raises(ValueError, match=message):
+            AdamW(self.named().items(), state=rule)
+
+    def test_names_are_needed(self) -> None:
+        """And the message says where they come from."""
+        with pytest.raises(
+            ValueError, match=r"the parameters have none: construct .* model\.named_parameters\(\)"
+        ):
+            AdamW([nn.Parameter(torch.zeros(3))], state={"*norm*": "fp32", "default": "int8"})
 
 
 class TestPackedState:

@@ -297,3 +297,35 @@ def test_a_run_of_flashoptim_goes_on(flash_runs: Any, key: str) -> None:
             {"rtol": 2.0**-7, "atol": 0} if param.dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
         )
         torch.testing.assert_close(param.detach(), theirs, **one_ulp)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("as_weight", [True, False])
+def test_flashoptims_correction_of_weights_is_read(bits: int, as_weight: bool) -> None:
+    """Weight + part of half a unit in its last place, in float64, also below powers of two, to our last bit."""
+    gen = torch.Generator().manual_seed(0)
+    values = torch.cat([torch.randn(4000, generator=gen), 2.0 ** torch.arange(-20.0, 20.0), torch.zeros(8)])
+    weight = nn.Parameter(values.bfloat16())
+    dtype, most = (torch.int8, 127) if bits == 8 else (torch.int16, 32767)
+    errors = torch.randint(-most, most + 1, weight.shape, generator=gen)
+    # What lies below a power of two is nearer to it than half of its own unit.
+    unit = 2.0 ** (torch.frexp(weight.detach().double())[1] - 8).double()
+    power = weight.detach().double().abs() == 2.0 ** (torch.frexp(weight.detach().double())[1] - 1).double()
+    errors[power & (errors * weight.detach().sign() < 0)] //= 2
+    errors[weight.detach() == 0] = 0
+    exact = weight.detach().double() + errors.double() / most * unit / 2
+    stored = errors.to(dtype)
+    if as_weight:
+        stored = stored.bfloat16() if bits == 8 else stored.view(torch.bfloat16)
+    state = {"exp_avg": torch.zeros(weight.shape), "error_bits": stored}
+    group = {
+        "lr": 0.1,
+        "betas": (0.9, 0.99),
+        "weight_decay": 0.0,
+        "master_bytewidth": 2 + bits // 8,
+        "params": [0],
+    }
+    mine = optim.Lion([("w", weight)], weights="split16", backend="reference")
+    mine.load_state_dict({"state": {0: state}, "param_groups": [group]}, convert=True)
+    found = mine.master_state_dict()["w"].double()
+    assert ((found - exact).abs() <= unit * 2.0**-16).all()

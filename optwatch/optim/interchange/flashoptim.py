@@ -1,14 +1,13 @@
 """FlashOptim's layout: torch's keys, or ``exp_avg::quantized`` with ``exp_avg::scales``.
 
 Groups of 32 elements in the order of memory share an fp16 scale, which is kept as the same bits in bf16 for a bf16
-parameter.
+parameter. ``error_bits``, the correction of a bf16 weight, becomes that of ``weights="split8"`` or ``"split16"``.
 
 Signed slots: ``x = z / (2 - |z|) * scale`` with ``z = code / 127``; second moments: ``(code / 255 * scale)**2``.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from optwatch.codecs import Kind
 from optwatch.optim.layout import flat, memory_order, shaped
+from optwatch.optim.weights import KEY
 from optwatch.rules import Rule, Slot
 
 NAME = "FlashOptim"
@@ -38,13 +38,6 @@ def options(saved: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(saved: Mapping[str, Any], rule: Rule, param: Tensor) -> dict[str, Any]:
     """See :class:`optwatch.optim.interchange.Peer`."""
-    if "error_bits" in saved:
-        warnings.warn(
-            "the checkpoint's correction of low-precision weights (error_bits) is not read: have FlashOptim write the "
-            "weights with get_fp32_model_state_dict() to keep it",
-            RuntimeWarning,
-            stacklevel=2,
-        )
     state = {"step": saved["step"]} if "step" in saved else {}
     if rule.name == "lion":  # counts no steps there, and needs no count
         state.setdefault("step", torch.tensor(1.0))
@@ -53,7 +46,24 @@ def read(saved: Mapping[str, Any], rule: Rule, param: Tensor) -> dict[str, Any]:
             state[slot.name] = _read(slot, saved, param)
         elif slot.name in saved:
             state[slot.name] = saved[slot.name].float()
+    if "error_bits" in saved and param.dtype == torch.bfloat16:
+        state[KEY] = _correction(saved["error_bits"], param)
     return state
+
+
+def _correction(errors: Tensor, param: Tensor) -> Tensor:
+    """The correction of a bf16 weight in 16 bits. Theirs counts parts of half a unit in the last place of the bf16.
+
+    It comes as integers, or, made to look like a weight, as bf16: with 8 bits by value, with 16 by its bits.
+    """
+    if errors.dtype == torch.bfloat16:
+        small = errors.isfinite().all() and torch.equal(errors, errors.round()) and errors.abs().max() <= 127
+        errors = errors.to(torch.int8) if small else errors.view(torch.int16)
+    bits = param.detach().view(torch.int16).to(errors.device)
+    # Theirs is added to the weight, ours to its magnitude; and below a power of two ours goes on in the smaller unit.
+    parts = errors.double() / torch.iinfo(errors.dtype).max * 32768 * torch.where(bits < 0, -1, 1)
+    parts = torch.where((bits & 0x7F == 0) & (parts < 0), 2 * parts, parts)
+    return parts.round().clamp(-32768, 32767).to(torch.int16)
 
 
 def _read(slot: Slot, saved: Mapping[str, Any], param: Tensor) -> Tensor:

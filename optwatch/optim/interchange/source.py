@@ -10,7 +10,7 @@ from torch import Tensor
 from optwatch.rules import Rule
 
 #: Options of our parameter groups that no other library has.
-OWN_OPTIONS = frozenset({"state", "seed", "schema", "params"})
+OWN_OPTIONS = frozenset({"state", "weights", "seed", "schema", "params"})
 
 
 class Source(Protocol):
