@@ -11,7 +11,5 @@ def program(name: str) -> str:
     """The path of ``name``; without it the test skips, which CI counts as a failure."""
     path = shutil.which(name)
     if path is None:
-        pytest.skip(
-            f"{name} is not installed: run tests/install-debian-packages (Debian package 'prometheus')"
-        )
+        pytest.skip(f"{name} is not installed: run tests/install-debian-packages")
     return path

@@ -20,6 +20,8 @@ GENERATED = {
     "optwatch/dashboards/fleet.json": "dashboards.build",
     "optwatch/dashboards/monitor.json": "dashboards.build",
     "deploy/prometheus/optwatch.rules.yml": "deploy.prometheus.rules",
+    "deploy/kubernetes/overlays/prometheus-operator/prometheusrule.yaml": "deploy.kubernetes.generate",
+    "deploy/kubernetes/overlays/prometheus-operator/dashboards.yaml": "deploy.kubernetes.generate",
 }
 
 
