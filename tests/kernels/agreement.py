@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from optwatch.codecs import CORRECTION, FORMATS, VALUES, WEIGHTS, Codec, Kind
-from optwatch.kernels import PlanSpec, PlanTensor, backend
+from optwatch.kernels import BoundPlan, PlanSpec, PlanTensor, backend
 from optwatch.kernels.random import keys
 from optwatch.metrics.fields import CHEAP_FIELDS, row_fields
 from optwatch.rules import RULES, Rule
@@ -471,6 +471,33 @@ def check_statistics(
             )  # an element at the edge may round either way
         else:
             assert abs(value - expected) <= 1e-4 * magnitude + len(grad) * 1e-37, what
+
+
+def check_weight_stores(
+    plan_of: Callable[[PlanSpec, PlanTensor], BoundPlan], weights: str, values: Tensor
+) -> None:
+    """Storing ``values`` as bf16 weights leaves the reference's bits, and so does storing them again.
+
+    They come from gradients: SGD with a rate of 1 takes a weight of zero to minus the gradient, exactly.
+    """
+    spec = Case("sgd", (), torch.bfloat16, torch.float32, weights).spec()
+    options = OPTIONS | {"lr": np.array([1.0]), "weight_decay": np.array([0.0])}
+    scalars, numbers = spec.rule.prepare(options, np.ones(1)), keys_of(spec, 1, 3)
+    kept = []
+    for bind in (plan_of, lambda spec, tensor: backend("reference").bind(spec, [tensor])):
+        split = spec.weight.allocate(len(values), CPU)
+        tensor = PlanTensor(split[VALUES], (), split.get(CORRECTION))
+        plan = bind(spec, tensor)
+        plan.run([-values], scalars, numbers, False)
+        plan.run([torch.zeros_like(values)], scalars, numbers, False)
+        kept.append((tensor.weight, spec.weight.load(tensor.weight).isnan()))
+    (own, lost), (truth, nan) = kept
+    assert torch.equal(lost, nan)
+    for name, buffer in own.items():  # what a NaN looks like is nobody's business
+        assert torch.equal(*(b.view(UNSIGNED[b.itemsize])[~nan] for b in (buffer, truth[name]))), name
+
+
+UNSIGNED = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
 def check_full_changes_nothing(name: str, case: Case, sizes: Sequence[int], steps: int) -> None:

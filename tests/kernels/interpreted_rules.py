@@ -11,9 +11,12 @@ import os
 
 import numpy as np
 import pytest
+import torch
 
+from optwatch.codecs import WEIGHTS
 from optwatch.kernels import backend
 from optwatch.rules import RULES
+from tests.codecs.samples import LOWER_HALVES, floats
 from tests.kernels.agreement import (
     ASIDE,
     CPU,
@@ -24,8 +27,10 @@ from tests.kernels.agreement import (
     Case,
     check_agreement,
     check_full_changes_nothing,
+    check_weight_stores,
     few_cases,
     runs,
+    weight_cases,
 )
 
 assert os.environ["TRITON_INTERPRET"] == "1"
@@ -75,6 +80,22 @@ def test_options_at_their_ends(rule: str, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setitem(OPTIONS, name, np.array([value]))
     monkeypatch.setitem(OWN_OPTIONS, "lion", {"betas": np.array([[0.5, 0.0]])})
     check_agreement("triton", few_cases([rule])[0], (129,), HARD, steps=1)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_every_weight_is_stored_as_the_reference_does(weights: str) -> None:
+    """One in a hundred upper halves of an fp32 number, and those where something ends."""
+    ends = [sign | upper for sign in (0, 0x8000) for upper in (0, 1, 0x7F, 0x80, 0x7F7F, 0x7F80, 0x7FC0)]
+    upper = torch.cat([torch.arange(0, 65536, 101), torch.tensor(ends)])
+    values = floats(upper, torch.tensor(LOWER_HALVES))
+    check_weight_stores(lambda spec, tensor: backend("triton").bind(spec, [tensor]), weights, values)
+
+
+@pytest.mark.parametrize("case", weight_cases()[3::3], ids=str)
+def test_weight_formats(case: Case) -> None:
+    """A step with statistics, and that they change nothing."""
+    check_agreement("triton", case, (4097,), HARD, steps=1)
+    check_full_changes_nothing("triton", case, (4097,), steps=2)
 
 
 @pytest.mark.slow

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from optwatch.codecs import FORMATS
+from optwatch.codecs import FORMATS, WEIGHTS
 from optwatch.kernels import PlanSpec, PlanTensor, random
 from optwatch.kernels.cpu import CpuPlan
 from optwatch.kernels.cpu.library import ISA_VARIABLE, PATH, Library, library
 from optwatch.metrics.fields import CHEAP_FIELDS, row_fields
 from optwatch.rules import RULES
-from tests.kernels.agreement import formats
+from tests.codecs.samples import every_upper_half
+from tests.kernels.agreement import check_weight_stores, formats
 
 pytestmark = pytest.mark.skipif(
     not PATH.exists(), reason="built without a compiler: there is no library to test"
@@ -172,6 +173,15 @@ def test_sums_hold_over_the_whole_range_of_fp32(kind: str) -> None:
         }
         for name, value in want.items():
             assert got[name] == pytest.approx(float(value), rel=1e-4, abs=0), (size, name)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_every_weight_is_stored_as_the_reference_does(weights: str) -> None:
+    """Every upper half of an fp32 number, by every instruction set."""
+    for isa in Library().isas:
+        loaded = Library()
+        loaded.isa = isa
+        check_weight_stores(lambda s, t, loaded=loaded: CpuPlan(loaded, s, [t]), weights, every_upper_half())
 
 
 def test_a_tensor_without_gradient_is_left_alone() -> None:

@@ -35,9 +35,15 @@ def store_float32(
 
 
 @triton.jit
+def upper_half(values):
+    """The bits of bf16 ``values`` as those of fp32; what a conversion does, but for subnormals in the interpreter."""
+    return values.to(tl.int16, bitcast=True).to(tl.int32) << 16
+
+
+@triton.jit
 def load_bfloat16(values, unused, start, left, TILE: tl.constexpr, MASKED: tl.constexpr):
     """Read a tile and widen it."""
-    return load_tile(values, start, left, tl.bfloat16, TILE, MASKED).to(tl.float32)
+    return as_float(upper_half(load_tile(values, start, left, tl.bfloat16, TILE, MASKED)))
 
 
 @triton.jit
@@ -57,7 +63,8 @@ def store_stochastic(
     """Round stochastically."""
     magnitude = tl.abs(x)
     rounded = as_float((as_bits(magnitude) + random16(start, key0, key1, TILE)) & -65536)
-    rounded = tl.where(magnitude < INFINITY, copy_sign(tl.minimum(rounded, LARGEST), x), x).to(tl.bfloat16)
+    rounded = tl.where(magnitude < INFINITY, copy_sign(tl.minimum(rounded, LARGEST), x), x)
+    rounded = to_type(rounded, tl.bfloat16, MATH)
     store_tile(values, start, left, rounded, tl.bfloat16, TILE, MASKED)
     return rounded.to(tl.float32)
 
@@ -65,7 +72,7 @@ def store_stochastic(
 @triton.jit
 def joined(values, corrections, LOST: tl.constexpr):
     """The numbers that these bf16 values and corrections make; a zero beside a negative correction is zero."""
-    upper = values.to(tl.int16, bitcast=True).to(tl.int32) << 16
+    upper = upper_half(values)
     correction = corrections.to(tl.int32) << LOST
     return as_float(upper + tl.maximum(correction, -(upper & 0x7FFFFFFF)))
 

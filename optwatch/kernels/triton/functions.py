@@ -152,10 +152,10 @@ def block_max(x, BLOCK: tl.constexpr, MATH: tl.constexpr):
 @triton.jit
 def to_type(x, TYPE: tl.constexpr, MATH: tl.constexpr):
     """fp32 ``x`` as ``TYPE``, rounded to nearest even."""
-    if MATH == INTERPRETED and TYPE == tl.bfloat16:  # noqa: SIM300 - which truncates
+    if MATH == INTERPRETED and TYPE == tl.bfloat16:  # noqa: SIM300 - which truncates, and loses subnormals
         bits = as_bits(x)
-        rounded = as_float((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536)
-        return tl.where(x == x, rounded, x).to(tl.bfloat16)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        return tl.where(x == x, rounded, 0x7FC0).to(tl.int16).to(tl.bfloat16, bitcast=True)
     else:
         return x.to(TYPE)
 
