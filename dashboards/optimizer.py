@@ -20,4 +20,6 @@ EXEMPT: dict[str, str] = {
     "optwatch.device.xid_errors": "to be put on the dashboard of devices",
     "optwatch.device_xid": "to be put on the dashboard of devices",
     "optwatch.process.device_memory": "to be put on the dashboard of devices",
+    "optwatch.gradient.norm_before_clipping": "only of optimizers that clip; the norms of the groups show the same",
+    "optwatch.gradient_clip.ratio": "only of optimizers that clip",
 }

@@ -14,11 +14,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from optwatch.board import Histogram, Series, Table, TensorInfo
 from optwatch.board.writer import Values
 from optwatch.hooks.publisher import histogram
 from optwatch.hooks.transfer import Rows, Transfer
+from optwatch.kernels.plan import DECISION
 from optwatch.metrics.fields import CHEAP_FIELDS, maximum_columns, row_fields, row_length
 from optwatch.optim import Optimizer, StatsLayout, StepStats
 from optwatch.optim.base import count_state_bytes
@@ -31,6 +33,9 @@ SeriesValues = list[tuple[Series, float]]
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 
 _NONFINITE = CHEAP_FIELDS.index("nonfinite")
+_SKIPPED = DECISION.index("skipped")
+#: The metrics of the first entries of a decision.
+DECIDED = ("optwatch.gradient.norm_before_clipping", "optwatch.gradient_clip.ratio")
 
 Publish = Callable[["Probe", "Values | None", int], None]
 #: Gives the name and the group of each parameter of an optimizer.
@@ -68,6 +73,7 @@ class Probe:
             0  # calls of step(), and those of them and of a scaler's that updated nothing
         )
         self._nonfinite = 0.0
+        self._decision: SeriesValues = []
         self._started = math.nan
         self._stats: StepStats | None = None
         self.overhead = 0.0  # seconds that this probe took from the training loop
@@ -148,12 +154,14 @@ class Probe:
         if not self._layouts or any(id(layout) not in self._offsets for layout, _ in rows.plans):
             return  # of a layout that is gone by now
         assert self.table is not None
-        width = row_length(len(self.table.slots)) if rows.full else len(CHEAP_FIELDS)
+        taken = rows.decision is None or not rows.decision[_SKIPPED]
+        full = rows.full and taken  # a step that was not taken has nothing but its gradients
+        width = row_length(len(self.table.slots)) if full else len(CHEAP_FIELDS)
         table = np.zeros((len(self.table.tensors), width))
         for layout, values in rows.plans:
             start = self._offsets[id(layout)]
             place = table[start : start + len(values)]
-            if rows.full and layout.slots != self.table.slots:
+            if full and layout.slots != self.table.slots:
                 place[:, _columns(layout, self.table)] = values
             else:
                 place[:] = values[:, :width]
@@ -161,13 +169,14 @@ class Probe:
         if self._share is not None:
             summed = ~maximum_columns(len(self.table.slots))[:width]
             table[:, summed] *= self._share
+        self._read_decision(rows.decision)
         self._publish(self, table, rows.step)
 
     # --- what the publisher reads ----------------------------------------------------------------------------------
 
     def gauges(self) -> Sequence[tuple[Series, float]]:
-        """Bytes and learning rates."""
-        return self._bytes + self._gradients + self._rates
+        """Bytes, learning rates, and what clipping did."""
+        return self._bytes + self._gradients + self._rates + self._decision
 
     def counters(self) -> Sequence[tuple[Series, float]]:
         """Steps, steps without an update, non-finite gradient elements."""
@@ -276,6 +285,16 @@ class Probe:
         if [series for series, _ in found] != [series for series, _ in self._gradients]:
             self._changed()
         self._gradients = found
+
+    def _read_decision(self, decision: NDArray[np.float64] | None) -> None:
+        """The norm of all gradients and the factor of clipping, and whether the step was taken."""
+        values = () if decision is None else decision[: len(DECIDED)].tolist()
+        if len(values) != len(self._decision):
+            self._changed()
+        labels = {"optimizer": self.name}
+        self._decision = [(Series(name, labels), value) for name, value in zip(DECIDED, values, strict=False)]
+        if decision is not None:
+            self.skipped += int(decision[_SKIPPED])
 
     def _read_rates(self, optimizer: torch.optim.Optimizer) -> None:
         groups = optimizer.param_groups[:MAXIMUM_RATES]

@@ -23,6 +23,7 @@ class Rows:
     step: int
     full: bool
     plans: list[tuple[StatsLayout, NDArray[np.float64]]]
+    decision: NDArray[np.float64] | None  # see optwatch.kernels.plan.DECISION
     events: list[torch.cuda.Event]
 
     def here(self) -> bool:
@@ -40,21 +41,28 @@ class Transfer:
 
     def send(self, stats: StepStats) -> None:
         """Start copying; the optimizer will use its buffers again two steps later, in stream order."""
-        rows = Rows(stats.step, stats.full, [], [])
+        rows = Rows(stats.step, stats.full, [], None, [])
         for plan in stats.plans:
-            if plan.rows.device.type == "cpu":
-                rows.plans.append((plan.layout, plan.rows.numpy()))
-                continue
-            host = self._buffer(plan.rows)
-            host.copy_(plan.rows, non_blocking=True)
-            event = torch.cuda.Event()
-            event.record(torch.cuda.current_stream(plan.rows.device))
-            rows.plans.append((plan.layout, host.numpy()))
-            rows.events.append(event)
+            rows.plans.append((plan.layout, self._on_host(plan.rows, rows.events)))
+        if stats.decision is not None:
+            rows.decision = self._on_host(stats.decision, rows.events)
         if len(self._under_way) == DEPTH:
             self._under_way.popleft()
             self.lost += 1
         self._under_way.append(rows)
+
+    def _on_host(self, values: torch.Tensor, events: list[torch.cuda.Event]) -> NDArray[np.float64]:
+        """Where ``values`` will be once an event, which is added to ``events``, has happened."""
+        if values.device.type == "cpu":
+            here: NDArray[np.float64] = values.numpy()
+            return here
+        host = self._buffer(values)
+        host.copy_(values, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(values.device))
+        events.append(event)
+        copied: NDArray[np.float64] = host.numpy()
+        return copied
 
     def arrived(self) -> Iterator[Rows]:
         """The rows that are there, oldest first."""

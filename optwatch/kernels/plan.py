@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,6 +14,14 @@ from torch import Tensor
 from optwatch.codecs import CORRECTION, VALUES, Codec, weight_codec
 from optwatch.metrics.fields import row_length
 from optwatch.rules import Rule
+
+#: What a first pass sums of the gradients of a tensor: their squares as they were given, how many are NaN or infinite,
+#: and the squares of the others.
+GRADIENT_SUMS = ("given_sq", "nonfinite", "finite_sq")
+#: What a step that clips, skips or unscales was decided to be: the norm of all gradients before clipping, the factor of
+#: clipping, the factor that undid a loss scale, whether the step was skipped (1 or 0), and how many gradient elements
+#: were NaN or infinite.
+DECISION = ("norm", "clip", "unscale", "skipped", "nonfinite")
 
 Scalars = NDArray[np.float32]
 Keys = NDArray[np.uint32]
@@ -72,15 +80,44 @@ class PlanTensor:
 class BoundPlan(Protocol):
     """A plan bound to tensors on one device."""
 
-    def run(self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool) -> Tensor:
+    def sum_gradients(self, grads: Sequence[Tensor | None]) -> Tensor:
+        """``GRADIENT_SUMS`` of each tensor, float64 ``[n, 3]`` on the plan's device; zero without a gradient.
+
+        It reads the gradients and nothing else. The buffer is used again two runs later.
+        """
+
+    def run(
+        self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool, zero: bool = False
+    ) -> Tensor:
         """Take one step on every tensor that has a gradient and return the rows of statistics.
 
         ``grads`` are contiguous, of the spec's type, one for each bound tensor; a tensor without gradient is left
         alone and its row is zero. ``scalars`` is ``[n, len(rule.scalars)]`` and ``keys`` ``[n, slots + 1, 2]``, the
         last one the weight's. The rows are float64 ``[n, spec.columns]`` on the plan's device; without ``full`` only
         ``CHEAP_FIELDS`` are summed and the rest is zero. The buffer is used again two runs later. Nothing waits for the
-        device.
+        device. With ``zero``, gradient elements that are NaN or infinite count as zero, in the statistics too.
         """
+
+
+@runtime_checkable
+class DeferringPlan(BoundPlan, Protocol):
+    """A bound plan whose device decides how a step is taken, without the host hearing of it in time."""
+
+    def run_decided(
+        self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool, zero: bool, decision: Tensor,
+        counts: bool,
+    ) -> Tensor:  # fmt: skip
+        """:meth:`run`, as ``decision`` says (``DECISION``, on the plan's device).
+
+        The gradient is multiplied by its factors; a step that it skips leaves everything as it was, and its rows are
+        zero. Whether the steps before this one were skipped decides how often each tensor has been stepped, so
+        ``scalars`` is ``[alternatives, n, ..]`` and ``keys`` as well: the first for as many steps as the host has
+        counted, then for one less each. A step that is skipped makes the device take a later one from the next step on
+        if it ``counts``.
+        """
+
+    def uncount(self, stepped: NDArray[np.bool_]) -> None:
+        """The host has heard that a step was skipped and has uncounted it, of the tensors that had a gradient in it."""
 
 
 class Backend(Protocol):

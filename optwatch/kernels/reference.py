@@ -9,8 +9,9 @@ from torch import Tensor
 
 from optwatch.codecs import Codec, Kind
 from optwatch.kernels import random
-from optwatch.kernels.plan import Keys, PlanSpec, PlanTensor, Scalars
+from optwatch.kernels.plan import GRADIENT_SUMS, Keys, PlanSpec, PlanTensor, Scalars
 from optwatch.metrics.fields import maximum_columns
+from optwatch.rules import Rule
 
 #: Elements worked on at once, a multiple of every codec's block: temporaries stay small however large the tensor.
 CHUNK = 1 << 20
@@ -38,8 +39,23 @@ class ReferencePlan:
         self.tensors = tensors
         self.device = tensors[0].param.device
 
-    def run(self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool) -> Tensor:
+    def sum_gradients(self, grads: Sequence[Tensor | None]) -> Tensor:
         """See :class:`optwatch.kernels.plan.BoundPlan`."""
+        rows = torch.zeros(len(grads), len(GRADIENT_SUMS), dtype=torch.float64, device=self.device)
+        for i, grad in enumerate(grads):
+            for chunk in () if grad is None else grad.view(-1).split(CHUNK):
+                finite = finite_or_zero(chunk.float())
+                rows[i] += torch.stack([_sum_sq(chunk), (~chunk.isfinite()).sum().double(), _sum_sq(finite)])
+        return rows
+
+    def run(
+        self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool, zero: bool = False
+    ) -> Tensor:
+        """See :class:`optwatch.kernels.plan.BoundPlan`."""
+        if zero:
+            grads = [grad if grad is None else finite_or_zero(grad) for grad in grads]
+        if self.spec.rule.norms:
+            scalars = concluded(self.spec.rule, scalars, self._sum_norms(grads, scalars))
         rows = torch.zeros(len(self.tensors), self.spec.columns, dtype=torch.float64, device=self.device)
         for i, (tensor, grad) in enumerate(zip(self.tensors, grads, strict=True)):
             if grad is None:
@@ -50,6 +66,25 @@ class ReferencePlan:
                 row = self._step(tensor, grad.view(-1)[start:stop], start, stop, h, keys[i].tolist(), full)
                 rows[i] = _merge(rows[i], row, len(self.spec.codecs))
         return rows
+
+    def _sum_norms(self, grads: Sequence[Tensor | None], scalars: Scalars) -> Tensor:
+        """The sums of squares of what the rule takes norms of, ``[n, norms]``."""
+        rule, codecs = self.spec.rule, self.spec.codecs
+        sums = torch.zeros(len(grads), len(rule.norms), dtype=torch.float64, device=self.device)
+        for i, (tensor, grad) in enumerate(zip(self.tensors, grads, strict=True)):
+            h = dict(zip(rule.scalars, scalars[i].tolist(), strict=True))
+            if grad is None:
+                continue
+            for start in range(0, len(tensor.param), CHUNK):
+                stop = min(start + CHUNK, len(tensor.param))
+                state = [
+                    codec.load(codec.cut(slot, start, stop), stop - start)
+                    for codec, slot in zip(codecs, tensor.slots, strict=True)
+                ]
+                weight = self.spec.weight.load(self.spec.weight.cut(tensor.weight, start, stop))
+                measured = rule.measure(state, grad.view(-1)[start:stop].float(), weight, h)
+                sums[i] += torch.stack([_sum_sq(values) for values in measured])
+        return sums
 
     def _step(
         self, tensor: PlanTensor, grad: Tensor, start: int, stop: int, h: dict[str, float], keys: list[list[int]],
@@ -87,6 +122,23 @@ class ReferencePlan:
                 fields += slot_fields(slot.kind, codec.saturated(x, buffer), x, y)
         row = torch.stack([field.double() for field in fields])
         return torch.nn.functional.pad(row, (0, self.spec.columns - len(row)))
+
+
+def concluded(rule: Rule, scalars: Scalars, sums: Tensor) -> Scalars:
+    """``scalars`` with those that follow from the sums of squares of the rule's norms."""
+    given = torch.from_numpy(scalars)
+    found = rule.conclude(
+        {name: given[:, i].double() for i, name in enumerate(rule.scalars)}, sums.cpu().unbind(1)
+    )
+    new: Scalars = scalars.copy()
+    for name, values in found.items():
+        new[:, rule.scalars.index(name)] = values.numpy()
+    return new
+
+
+def finite_or_zero(grad: Tensor) -> Tensor:
+    """The gradient with zeros where it is NaN or infinite."""
+    return torch.where(grad.isfinite(), grad, torch.zeros((), dtype=grad.dtype, device=grad.device))
 
 
 def slot_fields(kind: Kind, saturated: Tensor, exact: Tensor, stored: Tensor) -> list[Tensor]:

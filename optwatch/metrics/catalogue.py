@@ -66,6 +66,8 @@ MEMORY = (
 
 GRADIENTS = (
     M("optwatch.gradient.norm", "gauge", "", "Norm of the gradients as the optimizer received them", G, formula=Norm("grad_sq")),
+    M("optwatch.gradient.norm_before_clipping", "gauge", "", "Norm of all gradients of an optimizer that clips or skips, before it did", O),
+    M("optwatch.gradient_clip.ratio", "gauge", "1", "What the optimizer multiplied all gradients by to clip them", O),
     M("optwatch.nonfinite_elements", "counter", "{element}", "Gradient elements that were NaN or infinite", O),
 )
 

@@ -36,6 +36,8 @@ class Adadelta(Optimizer):
         weights: str = "native",
         seed: int = 0,
         backend: str | None = None,
+        max_grad_norm: float | None = None,
+        nonfinite: str | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -47,4 +49,13 @@ class Adadelta(Optimizer):
             "maximize": maximize,
             "differentiable": differentiable,
         }
-        super().__init__(params, defaults, state=state, weights=weights, seed=seed, backend=backend)
+        super().__init__(
+            params,
+            defaults,
+            state=state,
+            weights=weights,
+            seed=seed,
+            backend=backend,
+            max_grad_norm=max_grad_norm,
+            nonfinite=nonfinite,
+        )

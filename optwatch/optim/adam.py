@@ -41,6 +41,8 @@ class Adam(Optimizer):
         weights: str = "native",
         seed: int = 0,
         backend: str | None = None,
+        max_grad_norm: float | None = None,
+        nonfinite: str | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -55,7 +57,16 @@ class Adam(Optimizer):
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
-        super().__init__(params, defaults, state=state, weights=weights, seed=seed, backend=backend)
+        super().__init__(
+            params,
+            defaults,
+            state=state,
+            weights=weights,
+            seed=seed,
+            backend=backend,
+            max_grad_norm=max_grad_norm,
+            nonfinite=nonfinite,
+        )
 
     def rule_for(self, group: Mapping[str, Any]) -> Rule:
         """AdamW's with decoupled decay; the largest second moment is a third slot."""

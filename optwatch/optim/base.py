@@ -15,7 +15,9 @@ from optwatch.codecs import Codec, StateFormat, codec_for, weight_codec
 from optwatch.kernels import PlanSpec, check_backend
 from optwatch.optim.binding import Binding, Stale
 from optwatch.optim.checkpoint import load
+from optwatch.optim.decisions import Decisions
 from optwatch.optim.formats import by_parameter, check_formats, format_at
+from optwatch.optim.gate import Gate, check_gate, check_release
 from optwatch.optim.interchange import export
 from optwatch.optim.options import Ranges, check
 from optwatch.optim.release import Release
@@ -42,8 +44,10 @@ class Optimizer(torch.optim.Optimizer):
     """Base of the optimizers: binds plans, counts bytes, delivers statistics.
 
     A subclass names its ``rule`` (or chooses one for each group in :meth:`rule_for`), the hyperparameters (``options``)
-    that rules read, their ``ranges``, and has a constructor with torch.optim's signature that passes ``state``,
-    ``weights``, ``seed`` and ``backend`` on. State is created at the first step that a parameter has a gradient in.
+    that rules read, their ``ranges``, and has a constructor with torch.optim's signature that passes on what it
+    does not know. State is created at the first step that a parameter has a gradient in.
+
+    ``max_grad_norm`` and ``nonfinite`` may be changed between steps; see :mod:`optwatch.optim.gate`.
     """
 
     rule: ClassVar[Rule]
@@ -51,10 +55,16 @@ class Optimizer(torch.optim.Optimizer):
     #: What some of the options may be.
     ranges: ClassVar[Ranges] = ()
 
+    #: torch.amp.GradScaler then leaves scale and ``found_inf`` to the step, which does without waiting for them.
+    _step_supports_amp_scaling = True
+
     def __init__(
         self, params: ParamsT, defaults: dict[str, Any], *, state: StateFormat, weights: str, seed: int,
-        backend: str | None,
+        backend: str | None, max_grad_norm: float | None = None, nonfinite: str | None = None,
     ) -> None:  # fmt: skip
+        check_gate(max_grad_norm, nonfinite)
+        self.max_grad_norm, self.nonfinite = max_grad_norm, nonfinite
+        self._decisions = Decisions()
         if backend is not None:
             check_backend(backend)
         self._backend = backend
@@ -113,7 +123,12 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update every parameter that has a gradient; ``closure`` recomputes the loss, which is then returned."""
+        """Update every parameter that has a gradient; ``closure`` recomputes the loss, which is then returned.
+
+        With ``nonfinite="raise"`` a ``RuntimeError`` names the parameters whose gradients were not finite at the
+        step before, which was skipped.
+        """
+        self._decisions.check(self._name_of)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -121,6 +136,8 @@ class Optimizer(torch.optim.Optimizer):
         full = self._is_full()
         self._steps += 1
         released = self._release
+        if released is not None:
+            check_release(self.max_grad_norm, self.nonfinite, self._scaler()[1])
         stats = self._run(full) if released is None else StepStats(self._steps, full, *released.take())
         for subscriber, _ in list(self._subscribers.values()):
             subscriber(stats)
@@ -145,12 +162,27 @@ class Optimizer(torch.optim.Optimizer):
         assert self._bindings is not None
         # All gradients before the first plan runs: one that turns out stale must not let the others step twice.
         grads = [binding.gradients() for binding in self._bindings]
+        gate = Gate(None if aside else self.max_grad_norm, self.nonfinite, *self._scaler())
+        decision, verdicts = self._decisions.decide(gate, self._bindings, grads, counts=not aside)
         ran = [
-            binding.run(self.param_groups, self.options, given, full, aside)
-            for binding, given in zip(self._bindings, grads, strict=True)
+            binding.run(self.param_groups, self.options, given, full, aside, verdict)
+            for binding, given, verdict in zip(self._bindings, grads, verdicts, strict=True)
         ]
         layouts = tuple(binding.layout for binding in self._bindings)
-        return StepStats(self._steps, full, layouts, tuple(plan for plan in ran if plan is not None))
+        plans = tuple(plan for plan in ran if plan is not None)
+        return StepStats(self._steps, full, layouts, plans, decision)
+
+    def _scaler(self) -> tuple[Any, Any]:
+        """What a torch.amp.GradScaler left for this step: the scale, and whether it found an infinity."""
+        return getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
+
+    def _name_of(self, index: int) -> str:
+        """How messages name the parameter at ``index``, counted through all groups."""
+        for group in self.param_groups:
+            if index < len(group["params"]):
+                return self.parameter_name(group, index)
+            index -= len(group["params"])
+        raise IndexError(index)
 
     def _is_current(self, bindings: list[Binding]) -> bool:
         """Whether the plans are bound to what ``self.state`` holds: the same dicts, and in them the same tensors.
@@ -180,6 +212,7 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError(
                 "release_gradients() is in force already; end it with the function that it returned"
             )
+        check_release(self.max_grad_norm, self.nonfinite, self._scaler()[1])
         self._release = Release(
             [param for group in self.param_groups for param in group["params"]],
             self._bind_alone,
@@ -213,6 +246,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _bind(self) -> None:
         """Create missing state and bind one plan for each combination of device, element types and codecs."""
+        self._decisions.settle(0)
         plans: dict[tuple[torch.device, PlanSpec], list[tuple[Tensor, int, int]]] = defaultdict(list)
         self._waiting: list[Tensor] = []
         self._asked = self._asks()
@@ -345,6 +379,11 @@ class Optimizer(torch.optim.Optimizer):
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's; waits until it is known which steps were taken, where a device decides that."""
+        self._decisions.settle(0)
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any], *, convert: bool = False) -> None:
         """Load what :meth:`state_dict` gave; low-bit state stays as it is and training continues bit by bit.
 
@@ -364,7 +403,14 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle takes along: not the subscribers, and no pointers."""
-        return {**super().__getstate__(), "_backend": self._backend, "_steps": self._steps}
+        self._decisions.settle(0)
+        return {
+            **super().__getstate__(),
+            "_backend": self._backend,
+            "_steps": self._steps,
+            "max_grad_norm": self.max_grad_norm,
+            "nonfinite": self.nonfinite,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over ``state`` and bind at the next step."""
@@ -373,7 +419,9 @@ class Optimizer(torch.optim.Optimizer):
             group.setdefault("weights", "native")  # an option that came later than some pickles
         self._bindings = None
         self.__dict__.setdefault("_subscribers", {})
-        self.__dict__.setdefault("_release", None)
+        self.__dict__.setdefault("_decisions", Decisions())
+        for name in ("_release", "max_grad_norm", "nonfinite"):
+            self.__dict__.setdefault(name, None)
         self.__dict__.setdefault("state_conversions", 0)
 
 

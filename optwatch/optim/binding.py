@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import operator
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.kernels import PlanSpec, PlanTensor, choose_backend
+from optwatch.kernels.plan import DeferringPlan, Keys, Scalars
 from optwatch.kernels.random import keys
+from optwatch.metrics.fields import TENSOR_FIELDS
+from optwatch.optim.gate import Deferred, Verdict
 from optwatch.optim.layout import flat, flat_copy, memory_order
 from optwatch.optim.slots import buffer_key, flat_buffers, lay_out, shaped_like_parameter
 from optwatch.optim.stats import PlanStats, StatsLayout
 from optwatch.optim.weights import KEY, correction_of, flat_correction
 
 State = MutableMapping[str, Any]
+
+_GRAD_SQ, _NONFINITE, _MOMENT_GRAD = map(TENSOR_FIELDS.index, ("grad_sq", "nonfinite", "moment_grad"))
 
 #: Of so many parts of the state tensors one is looked at in each step, whether its memory is still the same.
 SAMPLES = 8
@@ -128,23 +135,46 @@ class Binding:
         grads: Sequence[Tensor | None],
         full: bool,
         aside: Mapping[str, float],
+        verdict: Verdict | Deferred | None = None,
     ) -> PlanStats | None:
         """Step every parameter that has a gradient; None if none has. ``options`` are the rule's hyperparameters.
 
         ``grads`` are those that :meth:`gradients` gave.
 
         Options given ``aside`` are added, and then this is no step: none is counted, and random numbers are others.
+        With a ``verdict`` it is followed; a step that is skipped counts as none and leaves everything as it was.
         """
         missing = sum(grad is None for grad in grads)
         if missing == len(grads):
             return None
+        if isinstance(verdict, Verdict) and verdict.skip:
+            rows = verdict.sums.new_zeros(len(grads), self.spec.columns)
+            return PlanStats(self.layout, _with_gradients(rows, verdict))
         if aside:
             pass
         elif missing:
             self._steps[[grad is not None for grad in grads]] += 1
         else:
             self._steps += 1
-        steps = self._steps.astype(np.float64)
+        for i, copy in self._copies.items():
+            copy.view(self.params[i].shape).copy_(self.params[i])
+        prepare = functools.partial(self._prepare, groups, options, aside)
+        if isinstance(verdict, Deferred):
+            rows = self._run_decided(prepare, grads, full, verdict, not aside)
+        else:
+            scalars, numbers = prepare(0)
+            if verdict is not None:
+                scalars[:, 0] *= verdict.factor
+            rows = self._plan.run(grads, scalars, numbers, full, verdict is not None and verdict.zero)
+        for i, copy in self._copies.items():
+            self.params[i].copy_(copy.view(self.params[i].shape))
+        return PlanStats(self.layout, rows if verdict is None else _with_gradients(rows, verdict))
+
+    def _prepare(
+        self, groups: Sequence[Mapping[str, Any]], options: Sequence[str], aside: Mapping[str, float], fewer: int
+    ) -> tuple[Scalars, Keys]:  # fmt: skip
+        """Scalars and keys of a step; of one that was counted ``fewer`` times less."""
+        steps = np.maximum(self._steps.astype(np.float64) - fewer, 0)
         values = {
             name: np.array([group[name] for group in groups], np.float64)[self._group_of]
             for name in options
@@ -155,12 +185,35 @@ class Binding:
         if self.spec.stochastic:
             seeds = np.array([group["seed"] % 2**64 for group in groups], np.uint64)[self._group_of]
             numbers = keys(~seeds if aside else seeds, self._indices, len(self.spec.codecs) + 1, steps)
-        for i, copy in self._copies.items():
-            copy.view(self.params[i].shape).copy_(self.params[i])
-        rows = self._plan.run(grads, scalars, numbers, full)
-        for i, copy in self._copies.items():
-            self.params[i].copy_(copy.view(self.params[i].shape))
-        return PlanStats(self.layout, rows)
+        return scalars, numbers
+
+    def _run_decided(
+        self, prepare: Callable[[int], tuple[Scalars, Keys]], grads: Sequence[Tensor | None], full: bool,
+        verdict: Deferred, counts: bool,
+    ) -> Tensor:  # fmt: skip
+        """The step as the device decides it: with what it needs whichever of the steps under way were skipped."""
+        plan = self._plan
+        assert isinstance(plan, DeferringPlan)
+        scalars, numbers = zip(*map(prepare, range(verdict.under_way + 1)), strict=True)
+        decision = verdict.decision.to(self.params[0].device, non_blocking=True)
+        return plan.run_decided(
+            grads, np.stack(scalars), np.stack(numbers), full, verdict.zero, decision, counts
+        )
+
+    @property
+    def defers(self) -> bool:
+        """Whether the plan can be left alone with a decision that the host does not know."""
+        return isinstance(self._plan, DeferringPlan)
+
+    def uncount(self, stepped: NDArray[np.bool_]) -> None:
+        """Take back the count of a step, of the tensors that had a gradient: the device has skipped it."""
+        assert isinstance(self._plan, DeferringPlan)
+        self._steps -= stepped
+        self._plan.uncount(stepped)
+
+    def sum_gradients(self, grads: Sequence[Tensor | None]) -> Tensor:
+        """``GRADIENT_SUMS`` of each parameter, of what :meth:`gradients` gave."""
+        return self._plan.sum_gradients(grads)
 
     def gradients(self) -> list[Tensor | None]:
         """The gradients as the plan wants them; raises :class:`Stale` if it was bound for others."""
@@ -174,3 +227,14 @@ class Binding:
                 for grad, order in zip(grads, self._orders, strict=True)
             ]
         return grads
+
+
+def _with_gradients(rows: Tensor, verdict: Verdict | Deferred) -> Tensor:
+    """``rows`` with the statistics of the gradients as they were before anything was done to them, but unscaled."""
+    unscale = verdict.unscale
+    if isinstance(unscale, Tensor):
+        unscale = unscale.to(rows.device, non_blocking=True)
+    rows[:, _GRAD_SQ] = verdict.sums[:, 0] * unscale**2
+    rows[:, _NONFINITE] = verdict.sums[:, 1]
+    rows[:, _MOMENT_GRAD] *= unscale
+    return rows

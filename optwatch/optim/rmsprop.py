@@ -46,6 +46,8 @@ class RMSprop(Optimizer):
         weights: str = "native",
         seed: int = 0,
         backend: str | None = None,
+        max_grad_norm: float | None = None,
+        nonfinite: str | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -59,7 +61,16 @@ class RMSprop(Optimizer):
             "maximize": maximize,
             "differentiable": differentiable,
         }
-        super().__init__(params, defaults, state=state, weights=weights, seed=seed, backend=backend)
+        super().__init__(
+            params,
+            defaults,
+            state=state,
+            weights=weights,
+            seed=seed,
+            backend=backend,
+            max_grad_norm=max_grad_norm,
+            nonfinite=nonfinite,
+        )
 
     def rule_for(self, group: Mapping[str, Any]) -> Rule:
         """By the slots that the options ask for."""

@@ -39,6 +39,8 @@ class SGD(Optimizer):
         weights: str = "native",
         seed: int = 0,
         backend: str | None = None,
+        max_grad_norm: float | None = None,
+        nonfinite: str | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -51,7 +53,16 @@ class SGD(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
-        super().__init__(params, defaults, state=state, weights=weights, seed=seed, backend=backend)
+        super().__init__(
+            params,
+            defaults,
+            state=state,
+            weights=weights,
+            seed=seed,
+            backend=backend,
+            max_grad_norm=max_grad_norm,
+            nonfinite=nonfinite,
+        )
 
     def rule_for(self, group: Mapping[str, Any]) -> Rule:
         """The buffer is a slot only where there is momentum."""

@@ -58,6 +58,8 @@ class SophiaG(Optimizer):
         weights: str = "native",
         seed: int = 0,
         backend: str | None = None,
+        max_grad_norm: float | None = None,
+        nonfinite: str | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -67,7 +69,16 @@ class SophiaG(Optimizer):
             "bs": bs,
             "maximize": maximize,
         }
-        super().__init__(params, defaults, state=state, weights=weights, seed=seed, backend=backend)
+        super().__init__(
+            params,
+            defaults,
+            state=state,
+            weights=weights,
+            seed=seed,
+            backend=backend,
+            max_grad_norm=max_grad_norm,
+            nonfinite=nonfinite,
+        )
 
     @torch.no_grad()
     def update_hessian(self) -> None:

@@ -39,6 +39,9 @@ class StepStats:
     full: bool  # whether more than the cheap fields were summed
     layouts: tuple[StatsLayout, ...]  # of every plan that is bound
     plans: tuple[PlanStats, ...]  # of those that ran: the ones with a gradient
+    #: ``DECISION`` as float64 on the device of a plan; None for an optimizer that decides nothing. The rows of a step
+    #: that was skipped have only their gradients' fields.
+    decision: Tensor | None = None
 
 
 Subscriber = Callable[[StepStats], None]

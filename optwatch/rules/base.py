@@ -35,6 +35,8 @@ class Rule(abc.ABC):
     stepless: bool = False
     #: Names of the numbers that the elementwise mathematics needs for a tensor, in the order kernels receive them.
     scalars: tuple[str, ...]
+    #: What the rule takes norms of over whole tensors before its step, see :meth:`measure`; most rules take none.
+    norms: tuple[str, ...] = ()
 
     @property
     def compares_moment(self) -> bool:
@@ -72,6 +74,23 @@ class Rule(abc.ABC):
     @abc.abstractmethod
     def apply(self, weight: Tensor, update: Tensor, h: Mapping[str, float]) -> Tensor:
         """The new weight, with weight decay."""
+
+    def measure(
+        self, state: Sequence[Tensor], grad: Tensor, weight: Tensor, h: Mapping[str, float]
+    ) -> tuple[Tensor, ...]:
+        """The values that ``norms`` names, from the state before the step.
+
+        A first pass reads everything that the step will read, sums the squares of these values over each tensor and
+        stores nothing; :meth:`conclude` turns the sums into scalars.
+        """
+        raise NotImplementedError(f"the rule {self.name!r} takes no norms")
+
+    def conclude(self, h: Mapping[str, Tensor], sums: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The scalars that follow from the sums of squares of ``norms``, by name; the step gets them in place of ``h``.
+
+        All are arrays ``[n]`` over tensors. Nothing here may wait for the device that they lie on.
+        """
+        return {}
 
     def columns(self, n: int, **values: ArrayLike) -> NDArray[np.float32]:
         """The scalars of ``n`` tensors from their names: numbers or arrays ``[n]``."""

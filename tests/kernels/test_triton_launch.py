@@ -17,6 +17,7 @@ from triton.runtime import driver
 from optwatch.codecs import FORMATS
 from optwatch.kernels import PlanSpec, PlanTensor
 from optwatch.kernels.triton.driver import TritonPlan
+from optwatch.kernels.triton.passes import gradients
 from optwatch.kernels.triton.step import fold, step
 from optwatch.rules import RULES
 
@@ -70,7 +71,7 @@ def launches() -> Iterator[list[tuple[str, tuple[int, ...]]]]:
     recorder, before = Recorder(), dict(vars(driver))
     driver.set_active(recorder)
     yield recorder.launches
-    for kernel in (step, fold):
+    for kernel in (step, fold, gradients):
         kernel.device_caches.clear()
     gc.collect()  # compiled kernels unload themselves from the driver that is active when they go
     vars(driver).update(before)  # reset_active() would look for a real one
@@ -118,6 +119,24 @@ def test_nothing_recompiles(launches: list[tuple[str, tuple[int, ...]]]) -> None
     assert len(launches) == 8
 
 
+def test_a_decided_step(launches: list[tuple[str, tuple[int, ...]]]) -> None:
+    """A pass over the gradients and its fold come first; more steps under way make no other kernel."""
+    sizes = [5000, 20_000]
+    plan, spec = plan_of(sizes)
+    grads = [torch.ones(n) for n in sizes]
+    for under_way in (1, 3, 1):
+        plan.sum_gradients(grads)
+        scalars = np.zeros((under_way, 2, len(spec.rule.scalars)), np.float32)
+        numbers = np.zeros((under_way, 2, 3, 2), np.uint32)
+        plan.run_decided(grads, scalars, numbers, False, False, torch.zeros(5, dtype=torch.float64), True)
+    assert (
+        launches
+        == [("gradients", (3, 1, 1)), ("fold", (2, 3, 1)), ("step", (3, 1, 1)), ("fold", (2, 3, 1))] * 3
+    )
+    (caches,) = step.device_caches.values()
+    assert len(caches[0]) == 1
+
+
 def test_nothing_to_do(launches: list[tuple[str, tuple[int, ...]]]) -> None:
     """Tensors without elements launch nothing."""
     plan, _ = plan_of([0, 0])
@@ -126,12 +145,14 @@ def test_nothing_to_do(launches: list[tuple[str, tuple[int, ...]]]) -> None:
 
 
 def test_what_a_step_sends() -> None:
-    """Addresses, 0 where there is no gradient, then scalars and keys, each where the kernel reads it."""
+    """Addresses, 0 where there is no gradient, skipped steps, scalars and keys, each where the kernel reads it."""
     plan, _ = plan_of([100, 200])
     grad = torch.ones(200)
     scalars = np.arange(16, dtype=np.float32).reshape(2, 8)
     keys = np.arange(12, dtype=np.uint32).reshape(2, 3, 2) + 0xFFFFFF00
-    addresses, sent_scalars, sent_keys = plan.inputs.copy([None, grad], scalars, keys)
+    known = np.array([3, 5], np.int32)
+    addresses, sent_known, sent_scalars, sent_keys = plan.inputs.copy([None, grad], scalars, keys, known)
+    assert sent_known.tolist() == [3, 5]
     assert addresses.tolist() == [0, grad.data_ptr()]
     assert np.array_equal(sent_scalars.numpy(), scalars.ravel())
     assert np.array_equal(sent_keys.numpy(), keys.ravel())

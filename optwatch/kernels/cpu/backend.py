@@ -13,7 +13,8 @@ from torch import Tensor
 
 from optwatch.codecs import Codec
 from optwatch.kernels.cpu.library import Library, LibraryError, library
-from optwatch.kernels.plan import Keys, PlanSpec, PlanTensor, Scalars
+from optwatch.kernels.plan import GRADIENT_SUMS, Keys, PlanSpec, PlanTensor, Scalars
+from optwatch.kernels.reference import concluded
 
 _MAX_BUFFERS = 4  # kMaxBuffers of tables.h
 _MAX_SLOTS = 4  # kMaxSlots of tables.h
@@ -89,7 +90,18 @@ class CpuPlan:
         self._addresses = [rows.data_ptr() for rows in self._rows]
         self._turn = 0
 
-    def run(self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool) -> Tensor:
+    def sum_gradients(self, grads: Sequence[Tensor | None]) -> Tensor:
+        """See :class:`optwatch.kernels.plan.BoundPlan`."""
+        rows = torch.empty(len(self.tensors), len(GRADIENT_SUMS), dtype=torch.float64)
+        addresses = _addresses(grads)
+        self._library.c.optwatch_cpu_run_gradients(
+            self._handle, addresses.buffer_info()[0], torch.get_num_threads(), rows.data_ptr()
+        )
+        return rows
+
+    def run(
+        self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool, zero: bool = False
+    ) -> Tensor:
         """See :class:`optwatch.kernels.plan.BoundPlan`."""
         if (
             len(grads) != len(self.tensors)
@@ -100,13 +112,11 @@ class CpuPlan:
                 f"expected {len(self.tensors)} gradients, scalars {self._shapes[0]} and keys {self._shapes[1]}, "
                 f"got {len(grads)}, {scalars.shape} and {keys.shape}"
             )
-        given = [grad for grad in grads if grad is not None]
-        if len(given) == len(grads):  # the same as below, in half the time
-            addresses = array("Q", map(torch.Tensor.data_ptr, given))
-        else:
-            addresses = array("Q", [0 if grad is None else grad.data_ptr() for grad in grads])
+        addresses = _addresses(grads)
         scalars = np.ascontiguousarray(scalars, np.float32)
         keys = np.ascontiguousarray(keys, np.uint32)
+        if self.spec.rule.norms:
+            scalars = concluded(self.spec.rule, scalars, self._sum_norms(addresses, scalars, zero))
         self._turn ^= 1
         self._run(
             self._handle,
@@ -114,10 +124,32 @@ class CpuPlan:
             scalars.ctypes.data,
             keys.ctypes.data,
             full,
+            zero,
             torch.get_num_threads(),
             self._addresses[self._turn],
         )
         return self._rows[self._turn]
+
+    def _sum_norms(self, addresses: array[int], scalars: Scalars, zero: bool) -> Tensor:
+        """The sums of squares of what the rule takes norms of, ``[n, norms]``."""
+        sums = torch.empty(len(self.tensors), len(self.spec.rule.norms), dtype=torch.float64)
+        self._library.c.optwatch_cpu_run_norms(
+            self._handle,
+            addresses.buffer_info()[0],
+            scalars.ctypes.data,
+            zero,
+            torch.get_num_threads(),
+            sums.data_ptr(),
+        )
+        return sums
+
+
+def _addresses(grads: Sequence[Tensor | None]) -> array[int]:
+    """Where the gradients are, 0 where there is none."""
+    given = [grad for grad in grads if grad is not None]
+    if len(given) == len(grads):  # the same as below, in half the time
+        return array("Q", map(torch.Tensor.data_ptr, given))
+    return array("Q", [0 if grad is None else grad.data_ptr() for grad in grads])
 
 
 def _address(tensor: Tensor, dtype: torch.dtype) -> int:

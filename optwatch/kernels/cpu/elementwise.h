@@ -58,11 +58,41 @@ inline void elementwise_update(const float* const* state, const float* g, int n,
 }
 
 template <class R>
+inline void elementwise_measure(const float* g, const float* w, const float* const* state, int n, const float* scalars,
+                                float (*out)[kBlock]) {
+  typename R::Scalars h;
+  std::memcpy(&h, scalars, sizeof h);
+  in_packs<2>(n, [=](int i, auto size) {
+    constexpr int k = size.value;
+    Floats<k> values[R::kSlots + 1], measured[R::kNorms];
+    for (int s = 0; s < R::kSlots; s++) values[s] = load_pack<k>(state[s] + i);
+    R::measure(values, load_pack<k>(g + i), load_pack<k>(w + i), h, measured);
+    for (int m = 0; m < R::kNorms; m++) store(out[m] + i, measured[m]);
+  });
+}
+
+template <class R>
 constexpr Rule elementwise_rule(const char* name) {
-  Rule rule = {name,     R::kSlots,           static_cast<int>(sizeof(typename R::Scalars) / sizeof(float)),
-               {},       elementwise_step<R>, elementwise_update<R>,
-               R::kAgain};
+  Rule rule = {name,
+               R::kSlots,
+               static_cast<int>(sizeof(typename R::Scalars) / sizeof(float)),
+               {},
+               elementwise_step<R>,
+               elementwise_update<R>,
+               R::kAgain,
+               0,
+               nullptr};
   for (int s = 0; s < R::kSlots; s++) rule.second_moment[s] = R::kSecondMoment[s];
+  return rule;
+}
+
+// The same for a rule with a first pass: kNorms, and measure(s, g, w, h, values) from the old state s.
+template <class R>
+constexpr Rule elementwise_rule_with_norms(const char* name) {
+  Rule rule = elementwise_rule<R>(name);
+  static_assert(R::kNorms <= kMaxNorms);
+  rule.norms = R::kNorms;
+  rule.measure = elementwise_measure<R>;
   return rule;
 }
 

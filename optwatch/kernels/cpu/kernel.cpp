@@ -1,6 +1,7 @@
 // The step over one work item, compiled once for each instruction set with OPTWATCH_ISA as its name.
 #include "hot.h"
 #include "mathematics.h"
+#include "passes.h"
 #include "registry.h"  // generated: the cpu.h of every codec and rule
 #include "simd.h"
 #include "sums.h"
@@ -132,6 +133,7 @@ HotSums advance(const Tables& t, const Work& work, const HotBlock& b, Arrays& a)
 void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* sums) {
   const int slots = t.rule->slots;
   const float* grad = t.grad->load(b.grad, b.n, a.grad);
+  if (work.zero) grad = without_nonfinite(grad, b.n, a.grad);
   const float* weight = t.weight->load(b.weight, b.n, a.weight);
   // With full statistics the old weight is still needed after the new one is known.
   float* new_weight = t.weight->in_place && !work.full ? static_cast<float*>(b.weight.values) : a.new_weight;
@@ -231,6 +233,6 @@ void run(const Tables& t, const Work& work) {
 }  // namespace
 
 extern const Isa isa;
-const Isa isa = {OPTWATCH_ISA_NAME, find_rule, find_codec, find_type, find_hot, run};
+const Isa isa = {OPTWATCH_ISA_NAME, find_rule, find_codec, find_type, find_hot, sum_gradients, sum_norms, run};
 
 }  // namespace optwatch::OPTWATCH_ISA

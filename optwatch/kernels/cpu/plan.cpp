@@ -12,7 +12,7 @@
 #include "tables.h"
 
 // Raised with every change of the functions below, so that the driver can refuse a library of another version.
-#define OPTWATCH_ABI 2
+#define OPTWATCH_ABI 3
 #define OPTWATCH_API extern "C" __attribute__((visibility("default")))
 
 // OpenMP's entry point. It is not linked: it resolves at load time to the copy that torch brought, so that a process
@@ -75,7 +75,7 @@ struct Item {
 
 struct Plan {
   Tables tables;
-  void (*run)(const Tables&, const Work&);
+  const Isa* isa;
   std::vector<Tensor> tensors;
   std::vector<Item> items;       // in the order of the tensors
   std::vector<int64_t> batches;  // first item of each; small tensors share a batch. The last entry is their end.
@@ -101,54 +101,58 @@ void cut_into_items(Plan* plan) {
   plan->batches.push_back(static_cast<int64_t>(plan->items.size()));
 }
 
-struct Step {
+// A pass over all work items.
+struct Pass {
   Plan* plan;
+  void (*run)(const Tables&, const Work&);
+  int width;  // sums of an item
   const uint64_t* grads;
   const float* scalars;
   const uint32_t* keys;
   bool full;
+  bool zero;
   std::atomic<int64_t> next_batch{0};
 };
 
-void run_item(const Step& step, size_t index) {
-  Plan& plan = *step.plan;
+void run_item(const Pass& pass, size_t index) {
+  Plan& plan = *pass.plan;
   const Item& item = plan.items[index];
-  const uint64_t grad = step.grads[item.tensor];
+  const uint64_t grad = pass.grads[item.tensor];
   if (!grad) return;
   const int slots = plan.tables.rule->slots;
   double sums[kMaxFields] = {};
   Work work;
   work.tensor = &plan.tensors[static_cast<size_t>(item.tensor)];
   work.grad = reinterpret_cast<const char*>(grad);
-  work.scalars = step.scalars + item.tensor * plan.tables.rule->scalars;
-  work.keys = step.keys + item.tensor * (slots + 1) * 2;
+  work.scalars = pass.scalars ? pass.scalars + item.tensor * plan.tables.rule->scalars : nullptr;
+  work.keys = pass.keys ? pass.keys + item.tensor * (slots + 1) * 2 : nullptr;
   work.start = item.start;
   work.stop = item.stop;
-  work.full = step.full;
+  work.full = pass.full;
+  work.zero = pass.zero;
   work.sums = sums;
-  plan.run(plan.tables, work);
-  const size_t width = static_cast<size_t>(columns(slots));
+  pass.run(plan.tables, work);
+  const size_t width = static_cast<size_t>(pass.width);
   std::memcpy(plan.sums.data() + index * width, sums, width * sizeof(double));
 }
 
 // Each thread takes the next batch until none is left. Which thread ran an item leaves no trace in the result.
 void run_batches(void* argument) {
-  Step& step = *static_cast<Step*>(argument);
-  const std::vector<int64_t>& batches = step.plan->batches;
+  Pass& pass = *static_cast<Pass*>(argument);
+  const std::vector<int64_t>& batches = pass.plan->batches;
   const int64_t count = static_cast<int64_t>(batches.size()) - 1;
-  for (int64_t b; (b = step.next_batch.fetch_add(1, std::memory_order_relaxed)) < count;)
-    for (int64_t i = batches[b]; i < batches[b + 1]; i++) run_item(step, static_cast<size_t>(i));
+  for (int64_t b; (b = pass.next_batch.fetch_add(1, std::memory_order_relaxed)) < count;)
+    for (int64_t i = batches[b]; i < batches[b + 1]; i++) run_item(pass, static_cast<size_t>(i));
 }
 
 // Adds the items to rows of their tensors, always in the same order.
-void fold(const Step& step, double* rows) {
-  const Plan& plan = *step.plan;
-  const int width = columns(plan.tables.rule->slots);
-  const int used = step.full ? width : kCheapFields;
+void fold(const Pass& pass, int used, double* rows) {
+  const Plan& plan = *pass.plan;
+  const int width = pass.width;
   std::memset(rows, 0, plan.tensors.size() * static_cast<size_t>(width) * sizeof(double));
   for (size_t i = 0; i < plan.items.size(); i++) {
     const int64_t tensor = plan.items[i].tensor;
-    if (!step.grads[tensor]) continue;
+    if (!pass.grads[tensor]) continue;
     const double* sums = plan.sums.data() + i * static_cast<size_t>(width);
     double* row = rows + tensor * width;
     for (int f = 0; f < used; f++) {
@@ -162,6 +166,18 @@ void fold(const Step& step, double* rows) {
 }
 
 const pid_t loaded_by = getpid();
+
+// Runs a pass with at most so many threads and folds the first `used` of its sums to rows.
+void run_all(Pass* pass, int threads, int used, double* rows) {
+  // The runtime's threads do not survive a fork, and waiting for them would hang. Fewer threads than asked for are
+  // never used: the runtime would end the others, and starting them again costs more than they would do here.
+  const bool alone = threads <= 1 || pass->plan->batches.size() <= 2 || !GOMP_parallel || getpid() != loaded_by;
+  if (alone)
+    run_batches(pass);
+  else
+    GOMP_parallel(run_batches, pass, static_cast<unsigned>(threads), 0);
+  fold(*pass, used, rows);
+}
 
 const Isa* find_isa(const char* name) {
   for (const Isa* isa : supported())
@@ -211,7 +227,7 @@ OPTWATCH_API void* optwatch_cpu_bind(const char* isa,            // instruction 
   using namespace optwatch;
   const Isa* chosen = find_isa(isa);
   Plan* plan = new Plan;
-  plan->run = chosen->run;
+  plan->isa = chosen;
   plan->tables.rule = chosen->rule(rule);
   plan->tables.weight = chosen->codec(weight);
   plan->tables.grad = chosen->type(grad_type);
@@ -234,30 +250,45 @@ OPTWATCH_API void* optwatch_cpu_bind(const char* isa,            // instruction 
   return plan;
 }
 
+// The passes before a step: GradField of each tensor, and the squares of what its rule measures.
+OPTWATCH_API void optwatch_cpu_run_gradients(void* bound,            // from optwatch_cpu_bind
+                                             const uint64_t* grads,  // [n] addresses, 0 leaves the tensor alone
+                                             int threads,            // at most this many
+                                             double* rows            // [n][kGradFields], written
+) {
+  using namespace optwatch;
+  Plan* plan = static_cast<Plan*>(bound);
+  Pass pass = {plan, plan->isa->gradients, kGradFields, grads, nullptr, nullptr, false, false};
+  run_all(&pass, threads, kGradFields, rows);
+}
+
+OPTWATCH_API void optwatch_cpu_run_norms(void* bound,            // from optwatch_cpu_bind
+                                         const uint64_t* grads,  // [n] addresses, 0 leaves the tensor alone
+                                         const float* scalars,   // [n][rule's scalars]
+                                         int zero,               // whether gradients that are not finite count as zero
+                                         int threads,            // at most this many
+                                         double* rows            // [n][norms], written
+) {
+  using namespace optwatch;
+  Plan* plan = static_cast<Plan*>(bound);
+  Pass pass = {plan, plan->isa->norms, plan->tables.rule->norms, grads, scalars, nullptr, false, zero != 0};
+  run_all(&pass, threads, pass.width, rows);
+}
+
 OPTWATCH_API void optwatch_cpu_run(void* bound,            // from optwatch_cpu_bind
                                    const uint64_t* grads,  // [n] addresses, 0 leaves the tensor alone
                                    const float* scalars,   // [n][rule's scalars]
                                    const uint32_t* keys,   // [n][slots + 1][2]
                                    int full,               // whether to sum every field
+                                   int zero,               // whether gradients that are not finite count as zero
                                    int threads,            // at most this many
                                    double* rows            // [n][columns], written
 ) {
   using namespace optwatch;
   Plan* plan = static_cast<Plan*>(bound);
-  Step step;
-  step.plan = plan;
-  step.grads = grads;
-  step.scalars = scalars;
-  step.keys = keys;
-  step.full = full != 0;
-  // The runtime's threads do not survive a fork, and waiting for them would hang. Fewer threads than asked for are
-  // never used: the runtime would end the others, and starting them again costs more than they would do here.
-  const bool alone = threads <= 1 || plan->batches.size() <= 2 || !GOMP_parallel || getpid() != loaded_by;
-  if (alone)
-    run_batches(&step);
-  else
-    GOMP_parallel(run_batches, &step, static_cast<unsigned>(threads), 0);
-  fold(step, rows);
+  const int width = columns(plan->tables.rule->slots);
+  Pass pass = {plan, plan->isa->run, width, grads, scalars, keys, full != 0, zero != 0};
+  run_all(&pass, threads, full ? width : kCheapFields, rows);
 }
 
 OPTWATCH_API void optwatch_cpu_free(void* bound) { delete static_cast<Plan*>(bound); }

@@ -12,6 +12,7 @@ namespace optwatch {
 constexpr int kBlock = 512;
 constexpr int kMaxSlots = 4;
 constexpr int kMaxBuffers = 4;
+constexpr int kMaxNorms = 2;
 // Arrays are padded to this many elements, so that loops over vectors need no scalar remainder on any processor.
 constexpr int kPad = 16;
 
@@ -73,6 +74,10 @@ struct Rule {
   // Whether `update` of the new state is not what `step` gave: then what `step` gave is kept in every step, and an
   // error of the update is the difference of two results of `update`.
   bool again;
+  // Of a rule that needs norms of whole tensors before its step: what they are norms of. Stores nothing.
+  int norms;
+  void (*measure)(const float* g, const float* w, const float* const* state, int n, const float* scalars,
+                  float (*values)[kBlock]);
 };
 
 // An element type of gradients.
@@ -113,6 +118,8 @@ struct Hot {
 // The columns of a row, in the order of optwatch/metrics/fields.py.
 enum TensorField { kGradSq, kNonfinite, kUpdateSq, kUpdateErrorSq, kWeightSq, kMomentGrad, kUnchanged, kTensorFields };
 enum SlotField { kErrorSq, kExactSq, kSum, kAbsMax, kUnderflow, kSaturated, kSlotFields };
+// What a first pass sums of the gradients of a tensor, in the order of optwatch/kernels/plan.py.
+enum GradField { kGivenSq, kNonfiniteCount, kFiniteSq, kGradFields };
 constexpr int kCheapFields = kUpdateSq + 1;
 constexpr int kMaxFields = kTensorFields + kMaxSlots * kSlotFields;
 
@@ -134,7 +141,8 @@ struct Tables {
   const Hot* hot;  // or null
 };
 
-// Elements [start, stop) of a tensor; start is a multiple of kBlock. `sums` holds columns(slots) zeros.
+// Elements [start, stop) of a tensor; start is a multiple of kBlock. `sums` holds as many zeros as the pass has
+// sums.
 struct Work {
   const Tensor* tensor;
   const char* grad;
@@ -142,6 +150,7 @@ struct Work {
   const uint32_t* keys;  // [slots + 1][2], the last one the weight's
   int64_t start, stop;
   bool full;
+  bool zero;  // a gradient that is not finite counts as zero
   double* sums;
 };
 
@@ -152,6 +161,9 @@ struct Isa {
   const Codec* (*codec)(const char* name);
   const Type* (*type)(const char* name);
   const Hot* (*hot)(const char* rule, const char* const* codecs, int slots);
+  // The passes over a work item: those that only read and sum, and the step.
+  void (*gradients)(const Tables&, const Work&);
+  void (*norms)(const Tables&, const Work&);
   void (*run)(const Tables&, const Work&);
 };
 

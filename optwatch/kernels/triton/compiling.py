@@ -15,6 +15,7 @@ from triton.compiler import ASTSource
 from optwatch.codecs import Kind
 from optwatch.kernels.plan import PlanSpec
 from optwatch.kernels.triton import functions
+from optwatch.kernels.triton.passes import measure
 from optwatch.kernels.triton.step import step
 
 MATHEMATICS = {"cuda": functions.PTX, "hip": functions.GENERIC, "interpreter": functions.INTERPRETED}
@@ -74,10 +75,11 @@ def step_functions(spec: PlanSpec) -> tuple[Any, Any, tuple[Any, ...]]:
     )
 
 
-def constants(spec: PlanSpec, shape: Shape, full: bool, math: int) -> dict[str, Any]:
+def constants(spec: PlanSpec, shape: Shape, full: bool, gate: int, math: int) -> dict[str, Any]:
     """The compile-time arguments of the step kernel, except for the functions."""
     return {
         "SCALARS": len(spec.rule.scalars),
+        "NORMS": len(spec.rule.norms),
         "STOCHASTIC": spec.weight.stochastic,
         "GRAD": TYPES[spec.grad_dtype],
         "SECOND": sum(1 << s for s, slot in enumerate(spec.rule.slots) if slot.kind is Kind.SECOND_MOMENT),
@@ -85,18 +87,26 @@ def constants(spec: PlanSpec, shape: Shape, full: bool, math: int) -> dict[str, 
         "TILE": shape.tile,
         "LEVELS": shape.levels,
         "FULL": full,
+        "GATE": gate,
         "MATH": math,
     }
 
 
-def compile_step(spec: PlanSpec, target: GPUTarget, full: bool) -> Any:
-    """The step kernel compiled for ``target``, which need not be there. The result's ``asm`` holds the machine code."""
+def compile_step(spec: PlanSpec, target: GPUTarget, full: bool, gate: int = 0, first: bool = False) -> Any:
+    """The step kernel compiled for ``target``, which need not be there. The result's ``asm`` holds the machine code.
+
+    ``first`` compiles the pass before it, of a rule that takes norms.
+    """
     shape = device_shape(spec)
     math = MATHEMATICS[target.backend].value
     rule, weight, slots = step_functions(spec)
     types = {"table": "*i64", "grads": "*i64", "scalars": "*fp32", "keys": "*u32", "items": "*i32", "partials": "*fp32",
-             "count": "i32"}  # fmt: skip
-    fixed = constants(spec, shape, full, math)
+             "norms": "*fp64", "decision": "*fp64", "behind": "*i32", "known": "*i32",
+             "count": "i32", "tensors": "i32"}  # fmt: skip
+    fixed = constants(spec, shape, full, gate, math)
+    kernel = measure if first else step
+    types = {name: kind for name, kind in types.items() if name in kernel.arg_names}
+    fixed = {name: value for name, value in fixed.items() if name in kernel.arg_names}
     signature = {
         **types,
         "RULE": ("constexpr",) * len(rule),
@@ -111,7 +121,10 @@ def compile_step(spec: PlanSpec, target: GPUTarget, full: bool) -> Any:
         (at + 2, s, i): function for s, slot in enumerate(slots) for i, function in enumerate(slot)
     }
     source = ASTSource(
-        step, signature, constexprs | fixed, {(i,): [["tt.divisibility", 16]] for i in range(6)}
+        kernel,
+        signature,
+        constexprs | fixed,
+        {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types.values()) if kind[0] == "*"},
     )
     return triton.compile(source, target=target, options=options(shape, full, target.backend))
 

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from optwatch.kernels.plan import Keys, PlanSpec, PlanTensor, Scalars
+from optwatch.kernels.plan import DECISION, GRADIENT_SUMS, Keys, PlanSpec, PlanTensor, Scalars
 from optwatch.kernels.triton import compiling
-from optwatch.kernels.triton.step import CHEAP, SLOT_COLUMNS, fold, step
+from optwatch.kernels.triton.passes import gradients, measure
+from optwatch.kernels.triton.step import CHEAP, GATED, SKIPPED, SLOT_COLUMNS, ZERO, fold, step
 
 #: Whether this process runs kernels in Triton's interpreter, which was decided when the kernels were defined.
 INTERPRETED = isinstance(step, InterpretedFunction)
@@ -46,33 +47,97 @@ class TritonPlan:
             for full in (False, True)
         }
         self.partials = torch.empty(spec.columns * self.count, device=self.device)
+        self.norms = torch.empty(len(tensors), len(spec.rule.norms), dtype=torch.float64, device=self.device)
+        self.decision = torch.empty(len(DECISION), dtype=torch.float64, device=self.device)
+        self.behind = torch.zeros(len(tensors), dtype=torch.int32, device=self.device)
+        self.known = np.zeros(len(tensors), np.int32)
         backend = "interpreter" if INTERPRETED else "hip" if torch.version.hip else "cuda"
         self.math = compiling.MATHEMATICS[backend].value
         self.functions = compiling.step_functions(spec)
+        self.options = compiling.options(shape, False, backend)
         self.constants = {
-            full: compiling.constants(spec, shape, full, self.math) | compiling.options(shape, full, backend)
+            (full, gate): compiling.constants(spec, shape, full, gate, self.math)
+            | compiling.options(shape, full, backend)
             for full in (False, True)
+            for gate in (0, GATED.value, ZERO.value)
         }
 
-    def run(self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool) -> Tensor:
+    def run(
+        self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool, zero: bool = False
+    ) -> Tensor:
         """See :class:`optwatch.kernels.plan.BoundPlan`."""
+        if zero:
+            raise ValueError("a plan that decides on its device zeroes gradients in run_decided()")
+        return self._run(grads, scalars, keys, full, 0, self.decision)
+
+    def run_decided(
+        self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool, zero: bool, decision: Tensor,
+        counts: bool,
+    ) -> Tensor:  # fmt: skip
+        """See :class:`optwatch.kernels.plan.DeferringPlan`."""
+        rows = self._run(grads, scalars, keys, full, ZERO.value if zero else GATED.value, decision)
+        if counts:
+            stepped = self.inputs.views[0] != 0
+            self.behind += stepped * (decision[SKIPPED.value] != 0)
+        return rows
+
+    def uncount(self, stepped: NDArray[np.bool_]) -> None:
+        """See :class:`optwatch.kernels.plan.DeferringPlan`."""
+        self.known += stepped
+
+    def sum_gradients(self, grads: Sequence[Tensor | None]) -> Tensor:
+        """See :class:`optwatch.kernels.plan.BoundPlan`."""
+        rows = torch.zeros(len(self.tensors), len(GRADIENT_SUMS), dtype=torch.float64, device=self.device)
+        if not self.count:
+            return rows
+        fixed = {name: self.constants[False, 0][name] for name in ("GRAD", "ITEM", "TILE", "LEVELS")}
+        with self._device():
+            addresses = self.inputs.copy_addresses(grads)
+            gradients[(self.count,)](
+                self.table, addresses, self.items, self.partials, self.count, self.table.shape[1],
+                **fixed, **self.options,
+            )  # fmt: skip
+            self._fold(addresses, rows, rows.shape[1])
+        return rows
+
+    def _run(
+        self,
+        grads: Sequence[Tensor | None],
+        scalars: Scalars,
+        keys: Keys,
+        full: bool,
+        gate: int,
+        decision: Tensor,
+    ) -> Tensor:
         ring = self.rows[full]
         ring.reverse()
         rows = ring[0]
         if not self.count:
             return rows
-        fields = self.spec.columns if full else CHEAP.value
+        constants = self.constants[full, gate]
         with self._device():
-            addresses, device_scalars, device_keys = self.inputs.copy(grads, scalars, keys)
+            addresses, known, device_scalars, device_keys = self.inputs.copy(grads, scalars, keys, self.known)
+            if self.norms.shape[1]:
+                unused = ("FULL", "SECOND", "STOCHASTIC")
+                measure[(self.count,)](
+                    self.table, addresses, device_scalars, self.items, self.partials, decision, self.behind, known,
+                    self.count, len(self.tensors), *self.functions,
+                    **{name: value for name, value in constants.items() if name not in unused},
+                )  # fmt: skip
+                self._fold(addresses, self.norms, self.norms.shape[1])
             step[(self.count,)](
-                self.table, addresses, device_scalars, device_keys, self.items, self.partials, self.count,
-                *self.functions, **self.constants[full],
+                self.table, addresses, device_scalars, device_keys, self.items, self.partials, self.norms, decision,
+                self.behind, known, self.count, len(self.tensors), *self.functions, **constants,
             )  # fmt: skip
-            fold[(len(self.tensors), fields)](
-                self.partials, addresses, self.starts, rows, self.count, self.spec.columns,
-                CHUNK=FOLD_CHUNK, MATH=self.math, enable_fp_fusion=False,
-            )  # fmt: skip
+            self._fold(addresses, rows, self.spec.columns if full else CHEAP.value)
         return rows
+
+    def _fold(self, addresses: Tensor, rows: Tensor, fields: int) -> None:
+        """Fold the partial sums of the items to the first ``fields`` of ``rows``."""
+        fold[(len(self.tensors), fields)](
+            self.partials, addresses, self.starts, rows, self.count, rows.shape[1],
+            CHUNK=FOLD_CHUNK, MATH=self.math, enable_fp_fusion=False,
+        )  # fmt: skip
 
     def _device(self) -> AbstractContextManager[object]:
         """Kernels are launched on the current device, which need not be the plan's."""
@@ -85,26 +150,49 @@ class _Inputs:
     """What changes each step: gradients' addresses, scalars and keys, in one buffer and copied at once."""
 
     def __init__(self, tensors: int, scalars: int, slots: int, device: torch.device) -> None:
-        sizes = (8 * tensors, 4 * tensors * scalars, 8 * tensors * (slots + 1))
+        self.sizes = (8 * tensors, 4 * tensors, 4 * tensors * scalars, 8 * tensors * (slots + 1))
+        self.pinned = device.type == "cuda"
+        self.device = device
+        self.alternatives = 0
+        self._make(1)
+
+    def _make(self, alternatives: int) -> None:
+        """A buffer with room for so many rows of scalars and keys a tensor."""
+        self.alternatives = alternatives
+        sizes = (*self.sizes[:2], *(alternatives * size for size in self.sizes[2:]))
         offsets = np.cumsum([0] + [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes])
         self.parts = [slice(int(at), int(at) + size) for at, size in zip(offsets, sizes, strict=False)]
-        self.nbytes = int(offsets[-1])
-        self.pinned = device.type == "cuda"
-        self.buffer = torch.empty(self.nbytes, dtype=torch.uint8, device=device)
-        types = (torch.int64, torch.float32, torch.uint32)
+        self.buffer = torch.empty(int(offsets[-1]), dtype=torch.uint8, device=self.device)
+        types = (torch.int64, torch.int32, torch.float32, torch.uint32)
         self.views = tuple(self.buffer[part].view(kind) for part, kind in zip(self.parts, types, strict=True))
 
-    def copy(self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys) -> tuple[Tensor, ...]:
+    def copy_addresses(self, grads: Sequence[Tensor | None]) -> Tensor:
+        """Send the addresses alone."""
+        host = torch.empty(self.sizes[0], dtype=torch.uint8, pin_memory=self.pinned)
+        host.numpy().view(np.int64)[:] = _addresses(grads)
+        self.buffer[self.parts[0]].copy_(host, non_blocking=True)
+        return self.views[0]
+
+    def copy(
+        self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, known: NDArray[np.int32]
+    ) -> tuple[Tensor, ...]:
         """Send these to the device, on its current stream; returns views of what arrives there."""
+        needed = scalars.shape[0] if scalars.ndim == 3 else 1
+        if needed > self.alternatives:
+            self._make(needed)
         # Pinned memory comes from torch's cache, which hands a block out again only when its copy is done.
-        host = torch.empty(self.nbytes, dtype=torch.uint8, pin_memory=self.pinned)
-        data = host.numpy()
-        addresses, scalar_part, key_part = (data[part] for part in self.parts)
-        addresses.view(np.int64)[:] = [0 if grad is None else grad.data_ptr() for grad in grads]
-        scalar_part.view(np.float32)[:] = scalars.reshape(-1)
-        key_part.view(np.uint32)[:] = keys.reshape(-1)
+        host = torch.empty(self.buffer.numel(), dtype=torch.uint8, pin_memory=self.pinned)
+        address_part, known_part, scalar_part, key_part = (host.numpy()[part] for part in self.parts)
+        address_part.view(np.int64)[:] = _addresses(grads)
+        known_part.view(np.int32)[:] = known
+        scalar_part.view(np.float32)[: scalars.size] = scalars.reshape(-1)
+        key_part.view(np.uint32)[: keys.size] = keys.reshape(-1)
         self.buffer.copy_(host, non_blocking=True)
         return self.views
+
+
+def _addresses(grads: Sequence[Tensor | None]) -> list[int]:
+    return [0 if grad is None else grad.data_ptr() for grad in grads]
 
 
 def _table(spec: PlanSpec, tensors: Sequence[PlanTensor]) -> NDArray[np.int64]:

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="assignment"
+# Tuples grow in unrolled loops here, which Triton's compiler follows and mypy does not.
 """Building blocks shared by the rules' and codecs' Triton functions: fast mathematics, random numbers, tiles.
 
 Functions exist in several forms, chosen by the constant ``MATH``: ``PTX`` uses the approximate instructions of NVIDIA
@@ -204,6 +206,36 @@ def store_tile(address, start, left, values, TYPE: tl.constexpr, TILE: tl.conste
         tl.store(where, values, mask=tl.arange(0, TILE) < left)
     else:
         tl.store(where, values)
+
+
+@triton.jit
+def finite_or_zero(x):
+    """``x`` with zeros where it is NaN or infinite."""
+    return tl.where(tl.abs(x) < float("inf"), x, 0.0)
+
+
+@triton.jit
+def scalars_at(scalars, row, decision, SCALARS: tl.constexpr, GATE: tl.constexpr):
+    """The scalars of a row; with ``GATE`` the factor of clipping and that of unscaling are in the gradient's."""
+    h = ()
+    for k in tl.static_range(SCALARS):
+        value = tl.load(scalars + row * SCALARS + k)
+        if GATE != 0 and k == 0:
+            value = value * (tl.load(decision + 1) * tl.load(decision + 2)).to(tl.float32)
+        h = h + (value,)
+    return h
+
+
+@triton.jit
+def row_of(tensor, tensors, behind, known, GATE: tl.constexpr):
+    """The row of scalars and keys that holds for ``tensor``.
+
+    With ``GATE`` there are rows for every number of steps that the device may have skipped and the host not yet heard
+    of: so many times ``tensors`` further on.
+    """
+    if GATE != 0:
+        tensor = tensor + tensors.to(tl.int64) * (tl.load(behind + tensor) - tl.load(known + tensor))
+    return tensor
 
 
 @triton.jit

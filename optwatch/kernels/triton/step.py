@@ -17,9 +17,12 @@ import triton.language as tl
 
 from optwatch.kernels.triton.functions import (
     fast_sqrt,
+    finite_or_zero,
     larger,
     load_tile,
     row_max,
+    row_of,
+    scalars_at,
 )
 
 CHEAP = tl.constexpr(3)  # fields summed by every step
@@ -29,6 +32,9 @@ ABSMAX = tl.constexpr(3)  # the field of a slot that merges by maximum
 FIXED = tl.constexpr(1)  # columns of the table before those of the weight
 SLOT_COLUMNS = tl.constexpr(2)  # columns of the weight, and of a slot
 INFINITY = tl.constexpr(float("inf"))
+GATED = tl.constexpr(1)  # the step follows a decision,
+ZERO = tl.constexpr(2)  # and gradients that are not finite count as zero
+SKIPPED = tl.constexpr(3)  # the place of the decision that says whether the step is skipped
 
 
 @triton.jit
@@ -80,10 +86,12 @@ def add_maximum(total, values, LEVELS: tl.constexpr, MATH: tl.constexpr):
 def step_tile(
     sums, row, grad, keys, h, start, left, RULE, WEIGHT, SLOTS, STOCHASTIC: tl.constexpr, GRAD: tl.constexpr,
     SECOND: tl.constexpr, TILE: tl.constexpr, LEVELS: tl.constexpr, MASKED: tl.constexpr, FULL: tl.constexpr,
-    MATH: tl.constexpr,
+    GATE: tl.constexpr, MATH: tl.constexpr,
 ):  # fmt: skip
     """One step on one tile; returns ``sums`` with what happened there added."""
     g = load_tile(grad, start, left, GRAD, TILE, MASKED).to(tl.float32)
+    if GATE == ZERO:
+        g = finite_or_zero(g)
     w = WEIGHT[0](row[0], row[1], start, left, TILE, MASKED)
     old = ()
     for s in tl.static_range(len(SLOTS)):
@@ -168,7 +176,24 @@ def count_nonfinite(grad, first, length, TYPE: tl.constexpr, TILE: tl.constexpr)
     return tl.sum(count, 0)
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit
+def unless_skipped(length, decision, GATE: tl.constexpr):
+    """``length``, or 0 if the step is skipped."""
+    if GATE != 0:
+        length = tl.where(tl.load(decision + SKIPPED) != 0, 0, length)
+    return length
+
+
+@triton.jit
+def norms_of(norms, tensor, NORMS: tl.constexpr):
+    """The norms that the rule's first pass found for a tensor."""
+    found = ()
+    for k in tl.static_range(NORMS):
+        found = found + (tl.sqrt(tl.load(norms + tensor * NORMS + k)).to(tl.float32),)
+    return found
+
+
+@triton.jit(do_not_specialize=["count", "tensors"])
 def step(
     table,  # int64 [tensors, FIXED + SLOT_COLUMNS * (1 + slots)]: lengths and addresses
     grads,  # int64 [tensors]: addresses of the gradients, 0 where there is none
@@ -176,11 +201,17 @@ def step(
     keys,  # uint32 [tensors, slots + 1, 2], the last one the weight's
     items,  # int32 [items, 2]: the tensor, and the number of the item in it
     partials,  # fp32 [fields, items], written
+    norms,  # fp64 [tensors, NORMS]: sums of squares from the rule's first pass
+    decision,  # fp64, see optwatch.kernels.plan.DECISION
+    behind,  # int32 [tensors]: how many counted steps the device skipped
+    known,  # int32 [tensors]: how many of them the host has uncounted
     count,  # number of items
-    RULE,  # (step, update, apply)
+    tensors,  # number of tensors
+    RULE,  # (step, update, apply), and with norms (.., measure, conclude)
     WEIGHT,  # (load, store) of the weight
     SLOTS,  # (load, store) of each slot
     SCALARS: tl.constexpr,  # scalars of the rule
+    NORMS: tl.constexpr,  # norms that it takes
     STOCHASTIC: tl.constexpr,  # whether the weight is rounded stochastically
     GRAD: tl.constexpr,  # element type
     SECOND: tl.constexpr,  # bit s is set where slot s is a second moment
@@ -188,6 +219,7 @@ def step(
     TILE: tl.constexpr,  # elements of a tile, a multiple of every block
     LEVELS: tl.constexpr,  # 2**LEVELS neighbours are summed by one thread
     FULL: tl.constexpr,  # whether to sum all statistics
+    GATE: tl.constexpr,  # 0, GATED or ZERO; then scalars and keys hold several rows for a tensor, see row_of
     MATH: tl.constexpr,
 ):
     """One step on every element of every tensor that has a gradient."""
@@ -197,6 +229,7 @@ def step(
     grad = tl.load(grads + tensor)
     if grad != 0:
         column = table + tensor * (FIXED + SLOT_COLUMNS * (1 + len(SLOTS)))
+        chosen = row_of(tensor, tensors, behind, known, GATE)
         length = tl.load(column)
         row = ()
         seeds = ()
@@ -204,24 +237,24 @@ def step(
         for s in tl.static_range(2 * (1 + len(SLOTS))):
             row = row + (tl.load(column + FIXED + s),)
             addresses = addresses | row[s]
-            seeds = seeds + (tl.load(keys + tensor * (2 * (1 + len(SLOTS))) + s),)
-        h = ()
-        for k in tl.static_range(SCALARS):
-            h = h + (tl.load(scalars + tensor * SCALARS + k),)
+            seeds = seeds + (tl.load(keys + chosen * (2 * (1 + len(SLOTS))) + s),)
+        h = scalars_at(scalars, chosen, decision, SCALARS, GATE)
+        if NORMS > 0:
+            h = RULE[4](h, norms_of(norms, tensor, NORMS), MATH)
         sums = no_sums(len(SLOTS), TILE // 2**LEVELS, FULL)
 
-        length = tl.minimum(length - first, ITEM).to(tl.int32)
+        length = unless_skipped(tl.minimum(length - first, ITEM).to(tl.int32), decision, GATE)
         # An array that does not start at a multiple of 16 bytes takes the branch without wide loads throughout.
         full = tl.where((addresses & 15) == 0, length // TILE, 0)
         for tile in range(full):
             sums = step_tile(
                 sums, row, grad, seeds, h, first + tile * TILE, TILE, RULE, WEIGHT, SLOTS, STOCHASTIC, GRAD,
-                SECOND, TILE, LEVELS, False, FULL, MATH,
+                SECOND, TILE, LEVELS, False, FULL, GATE, MATH,
             )  # fmt: skip
         for tile in range(full, tl.cdiv(length, TILE)):
             sums = step_tile(
                 sums, row, grad, seeds, h, first + tile * TILE, length - tile * TILE, RULE, WEIGHT, SLOTS,
-                STOCHASTIC, GRAD, SECOND, TILE, LEVELS, True, FULL, MATH,
+                STOCHASTIC, GRAD, SECOND, TILE, LEVELS, True, FULL, GATE, MATH,
             )  # fmt: skip
 
         out = partials + item
