@@ -201,6 +201,46 @@ def export(run: str | None, kind: str | None, output: Path | None) -> None:
         write_parquet(run, output)
 
 
+@cli.group()
+def dashboards() -> None:
+    """Grafana's dashboards: install them into a server, or write them to files."""
+
+
+@dashboards.command()
+@click.option("--grafana", "url", required=True, metavar="URL", help="Address of the Grafana server.")
+@click.option(
+    "--folder", default="", metavar="UID", help="Folder to put them into.  [default: the general one]"
+)
+@click.option("--force", is_flag=True, help="Overwrite dashboards that were changed by hand there.")
+def install(url: str, folder: str, force: bool) -> None:
+    """Save the dashboards through Grafana's API; those that are up to date are left as they are.
+
+    The token of a service account is taken from the environment: OPTWATCH_GRAFANA_TOKEN.
+    """
+    from optwatch.cli.dashboards import install as install_dashboards
+
+    changed = []
+    for title, done in install_dashboards(url, folder=folder, force=force):
+        if done == "changed":
+            changed.append(title)
+        else:
+            click.echo(f"{title}: {done}")
+    if changed:
+        raise click.ClickException(
+            f"left alone, changed by hand: {', '.join(changed)}; --force overwrites them"
+        )
+
+
+@dashboards.command("export")
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+def export_dashboards(directory: Path) -> None:
+    """Write the dashboards as files into DIRECTORY, for Grafana's provisioning."""
+    from optwatch.cli.dashboards import export as write
+
+    for path in write(directory):
+        click.echo(str(path))
+
+
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; every expected failure becomes one line on stderr and an exit code."""
     try:

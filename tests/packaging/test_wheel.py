@@ -89,6 +89,7 @@ def test_one_wheel_for_every_python(sources: Path, tmp_path: Path) -> None:
     assert not wheel.name.endswith("-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert LIBRARY in names
+    assert "optwatch/dashboards/optimizer.json" in names
     assert "optwatch/py.typed" in names
     assert not [
         name for name in names if name.split("/")[0] in ("tests", "tools", "benchmarks", "dashboards")
