@@ -176,7 +176,7 @@ class Binding:
         """Scalars and keys of a step; of one that was counted ``fewer`` times less."""
         steps = np.maximum(self._steps.astype(np.float64) - fewer, 0)
         values = {
-            name: np.array([group[name] for group in groups], np.float64)[self._group_of]
+            name: np.array([_plain(group[name]) for group in groups], np.float64)[self._group_of]
             for name in options
         }  # fmt: skip
         values |= {name: np.full(len(steps), value) for name, value in aside.items()}
@@ -238,3 +238,8 @@ def _with_gradients(rows: Tensor, verdict: Verdict | Deferred) -> Tensor:
     rows[:, _NONFINITE] = verdict.sums[:, 1]
     rows[:, _MOMENT_GRAD] *= unscale
     return rows
+
+
+def _plain(option: Any) -> Any:
+    """An option without a tensor's shape, since torch.optim takes a rate of one element in any."""
+    return option.item() if isinstance(option, Tensor) else option

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+from torch import Tensor
+
 #: Flags of torch.optim's constructors that change how a step runs and cannot be honoured.
 UNSUPPORTED = ("capturable", "differentiable")
 
@@ -33,6 +35,13 @@ BETAS3 = Range(
 def check(owner: str, group: Mapping[str, Any], ranges: Ranges) -> None:
     """Raise a ``ValueError`` for an option of ``group`` that is out of its range or that ``owner`` cannot honour."""
     for name, allowed in ranges:
+        value = group[name]
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element, found shape {tuple(value.shape)}")
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            raise ValueError(
+                f"{name} is a tensor on {value.device}, which each step would have to wait for: keep it on the CPU"
+            )
         if not allowed.holds(group[name]):
             raise ValueError(f"{name}={group[name]!r} is out of range: expected {allowed.expected}")
     for name in UNSUPPORTED:
