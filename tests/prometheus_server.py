@@ -31,7 +31,7 @@ class PrometheusServer:
     """Runs Prometheus in ``directory``, as a context manager.
 
     ``scrape_url`` is scraped every second under the job name ``optwatch``; ``rules`` are rule files, evaluated every
-    second; ``scrape`` is more of its scrape configuration, or other.
+    second; ``scrape`` is more of its scrape configuration, or other; ``alertmanager`` is where alerts are sent.
     """
 
     def __init__(
@@ -40,6 +40,7 @@ class PrometheusServer:
         scrape_url: str,
         rules: Iterable[Path] = (),
         scrape: Mapping[str, Any] | None = None,
+        alertmanager: str = "",
     ) -> None:
         self.directory = directory
         self.url = f"http://127.0.0.1:{free_port()}"
@@ -56,6 +57,9 @@ class PrometheusServer:
             "rule_files": [str(path.resolve()) for path in rules],
             "scrape_configs": [job],
         }
+        if alertmanager:
+            targets = [{"targets": [urllib.parse.urlsplit(alertmanager).netloc]}]
+            self._config["alerting"] = {"alertmanagers": [{"static_configs": targets}]}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
