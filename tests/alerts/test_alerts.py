@@ -389,10 +389,10 @@ def _expectations(case: Case) -> list[dict[str, object]]:
     return checks
 
 
-def promtool(tmp_path: Path, tests: list[dict[str, object]]) -> None:
+def promtool(tmp_path: Path, tests: list[dict[str, object]], every: str = "1m") -> None:
     """One start of promtool for all of them, since reading the rules takes as long as a test."""
     file = tmp_path / "tests.yml"
-    body = {"rule_files": [str(FILE)], "evaluation_interval": "1m", "tests": tests}
+    body = {"rule_files": [str(FILE)], "evaluation_interval": every, "tests": tests}
     file.write_text(yaml.safe_dump(body), encoding="utf-8")
     command = [program("promtool"), "test", "rules", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -94,6 +94,14 @@ def test_runbook_is_about_things_that_exist(alert: Alert) -> None:
     assert words <= {one.name for one in rules.ALERTS}
 
 
+def test_every_threshold_is_explained() -> None:
+    """docs/alerts.md has a row for each alert."""
+    rows = re.findall(
+        r"^\| ([A-Z][A-Za-z, ]+) \|", (ROOT / "docs/alerts.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert sorted(", ".join(rows).split(", ")) == sorted(alert.name for alert in rules.ALERTS)
+
+
 def test_no_runbook_without_an_alert() -> None:
     """A page that no alert leads to is out of date."""
     pages = {page.stem for page in (ROOT / "docs" / "runbooks").glob("*.md")}
