@@ -15,6 +15,7 @@ BOARD = Board(
 EXEMPT: dict[str, str] = {
     "optwatch.scalar": "its names are the training loop's own: a panel of them is made by hand",
     "optwatch.events": "annotations show when each happened; the count is for queries of one's own",
+    "optwatch.replicas": "a divisor for queries over ranks, not a thing to look at",
     "optwatch.training.tokens": "not every loop counts them: a panel without data would be no use",
     "optwatch.training.samples": "not every loop counts them: a panel without data would be no use",
     "optwatch.device.xid_errors": "to be put on the dashboard of devices",

@@ -1,12 +1,14 @@
 """What the live view shows: plain data, formed from scrapes of an agent's metrics page.
 
-Sums of bytes are over ranks; ratios and norms are the largest over ranks, since ranks may hold the same tensors.
+Bytes are summed over ranks, and so are the squares of norms, divided by the ranks that hold the same tensors. Ratios
+are the largest over ranks.
 A value that the page does not have is None, never zero.
 """
 
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -219,13 +221,13 @@ def _groups(page: Page, name: str) -> Iterable[GroupView]:
     }
     for optimizer, group in keys:
         of_group = {"run_id": name, "optimizer": optimizer, "group": group}
-        moments: dict[str, float] = {}
-        for labels, value in page.select("optwatch.moment.norm", **of_group):
-            moments[labels["slot"]] = max(value, moments.get(labels["slot"], value))
+        slots = {labels["slot"]: None for labels, _ in page.select("optwatch.moment.norm", **of_group)}
+        norms = {slot: _norm(page, "optwatch.moment.norm", **of_group, slot=slot) for slot in slots}
+        moments = {slot: norm for slot, norm in norms.items() if norm is not None}
         yield GroupView(
             optimizer=optimizer,
             group=group,
-            gradient_norm=_largest(page, "optwatch.gradient.norm", **of_group),
+            gradient_norm=_norm(page, "optwatch.gradient.norm", **of_group),
             moment_norms=moments,
             update_to_parameter=_largest(page, "optwatch.update_to_parameter.ratio", **of_group),
             update_error=_largest(page, "optwatch.update_quantization_error.ratio", **of_group),
@@ -258,6 +260,15 @@ def _first_rank(page: Page, metric: str, name: str) -> float | None:
 def _largest(page: Page, metric: str, **labels: str) -> float | None:
     """The largest of the matching samples, see `_max`."""
     return _max(value for _, value in page.select(metric, **labels))
+
+
+def _norm(page: Page, metric: str, **labels: str) -> float | None:
+    """The norm over all ranks: of their pieces where the tensors are sharded, of one copy where they are not."""
+    squares = []
+    for found, value in page.select(metric, **labels):
+        of_rank = {key: found[key] for key in ("run_id", "rank", "optimizer")}
+        squares.append(value**2 / (_largest(page, "optwatch.replicas", **of_rank) or 1.0))
+    return math.sqrt(sum(squares)) if squares else None
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

@@ -25,6 +25,7 @@ from optwatch.metrics.fields import CHEAP_FIELDS, maximum_columns, row_fields, r
 from optwatch.optim import Optimizer, StatsLayout, StepStats
 from optwatch.optim.base import count_state_bytes
 from optwatch.optim.formats import formats_of
+from optwatch.optim.sharded import local
 
 #: Learning rates of more parameter groups than this are not shown: a group may be a single tensor.
 MAXIMUM_RATES = 16
@@ -175,8 +176,10 @@ class Probe:
     # --- what the publisher reads ----------------------------------------------------------------------------------
 
     def gauges(self) -> Sequence[tuple[Series, float]]:
-        """Bytes, learning rates, and what clipping did."""
-        return self._bytes + self._gradients + self._rates + self._decision
+        """Bytes, learning rates, what clipping did, and how many ranks hold the same."""
+        shared = [] if self.table is None else [float(self.table.replicas)]
+        replicas = [(Series("optwatch.replicas", {"optimizer": self.name}), number) for number in shared]
+        return self._bytes + self._gradients + self._rates + self._decision + replicas
 
     def counters(self) -> Sequence[tuple[Series, float]]:
         """Steps, steps without an update, non-finite gradient elements."""
@@ -344,6 +347,7 @@ def tensor_series(optimizer: torch.optim.Optimizer, name: str, metrics: Sequence
             for metric in metrics:
                 tensor = param.grad if metric == "gradient" else param
                 if tensor is not None:
+                    tensor = local(tensor)
                     size = tensor.numel() if metric == "parameters" else tensor.nbytes
                     totals[metric, tensor.dtype, tensor.device] += size
     labels = {

@@ -51,6 +51,7 @@ OPTIMIZER = (
     M("optwatch.optimizer_step_duration", "histogram", "s", "Time inside optimizer.step()", O, buckets=SECONDS),
     M("optwatch.steps", "counter", "{step}", "Optimizer steps taken by this process", O),
     M("optwatch.steps_skipped", "counter", "{step}", "Optimizer steps in which no weight was updated", O),
+    M("optwatch.replicas", "gauge", "", "Ranks that hold the same tensors: divide squares of norms by it before adding them over ranks", O),
     M("optwatch.learning_rate", "gauge", "", "Learning rate of a parameter group", (*O, "param_group")),
 )
 

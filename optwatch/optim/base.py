@@ -21,7 +21,8 @@ from optwatch.optim.gate import Gate, check_gate, check_release
 from optwatch.optim.interchange import export
 from optwatch.optim.options import Ranges, check
 from optwatch.optim.release import Release
-from optwatch.optim.slots import begin, decode, identify
+from optwatch.optim.sharded import largest_shard, local, local_state, placed_like
+from optwatch.optim.slots import begin, decode, identify, shaped_like_parameter
 from optwatch.optim.stats import PlanStats, StepStats, Subscriber
 from optwatch.optim.weights import KEY, correction_of, exact_weight, format_of
 from optwatch.optim.weights import begin as begin_weight
@@ -232,7 +233,8 @@ class Optimizer(torch.optim.Optimizer):
             for position, known in enumerate(group["params"]):
                 if known is param:
                     spec = self._spec(group, position)
-                    return Binding(spec, [param], [self.state[param]], [index], [number], self._backend)
+                    state = local_state(param, self.state[param])
+                    return Binding(spec, [param], [state], [index], [number], self._backend)
                 index += 1
         raise RuntimeError(
             f"a parameter of shape {tuple(param.shape)} has left the optimizer; end release_gradients()"
@@ -268,7 +270,7 @@ class Optimizer(torch.optim.Optimizer):
             Binding(
                 spec,
                 [param for param, _, _ in members],
-                [self.state[param] for param, _, _ in members],
+                [local_state(param, self.state[param]) for param, _, _ in members],
                 [i for _, i, _ in members],
                 [number for _, _, number in members],
                 self._backend,
@@ -280,18 +282,18 @@ class Optimizer(torch.optim.Optimizer):
     def _spec(self, group: Mapping[str, Any], position: int) -> PlanSpec:
         """The plan that a parameter needs; creates its state if it has none, else goes by the tensors it finds."""
         param, name = group["params"][position], self.parameter_name(group, position)
-        state = self.state[param]
+        state = local_state(param, self.state[param])
         if not state:
             state["step"] = torch.tensor(0.0)
             for slot in self.rule_for(group).slots:
                 codec = codec_for(format_at(group, position), slot.name, slot.kind, param.numel())
                 initial = float(group[slot.initial]) if slot.initial else 0.0
-                state.update(begin(codec, slot.name, param, initial))
-            state.update(begin_weight(weight_codec(group["weights"], param.dtype), param))
+                state.update(begin(codec, slot.name, local(param), initial))
+            state.update(begin_weight(weight_codec(group["weights"], param.dtype), local(param)))
         rule = self.rule_for(group)
         codecs = self._codecs(rule, param, name)
         try:
-            weights = format_of(group["weights"], state, param)
+            weights = format_of(group["weights"], state, local(param))
         except ValueError as error:
             raise ValueError(f"the state of {name} does not fit: {error}") from None
         grad_dtype = param.dtype if param.grad is None else param.grad.dtype
@@ -299,11 +301,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def _codecs(self, rule: Rule, param: Tensor, name: str) -> tuple[Codec, ...]:
         """The codecs of the state that ``param`` has."""
-        state = self.state[param]
+        state = local_state(param, self.state[param])
         try:
             if "step" not in state:
                 raise ValueError("'step' is missing")
-            return tuple(identify(rule, slot, state, param) for slot in rule.slots)
+            return tuple(identify(rule, slot, state, local(param)) for slot in rule.slots)
         except ValueError as error:
             raise ValueError(f"the state of {name} does not fit: {error}") from None
 
@@ -332,8 +334,9 @@ class Optimizer(torch.optim.Optimizer):
         group = next(g for g in self.param_groups if any(p is param for p in g["params"]))
         rule = self.rule_for(group)
         codecs = self._codecs(rule, param, f"a parameter of shape {tuple(param.shape)}")
+        state = local_state(param, self.state[param])
         return {
-            slot.name: decode(codec, slot.name, param, self.state[param])
+            slot.name: placed_like(param, decode(codec, slot.name, local(param), state))
             for slot, codec in zip(rule.slots, codecs, strict=True)
         }
 
@@ -347,7 +350,8 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             names = group.get("param_names") or map(str, range(len(found), len(found) + len(group["params"])))
             for name, param in zip(names, group["params"], strict=True):
-                found[name] = exact_weight(group["weights"], self.state.get(param, {}), param)
+                state = local_state(param, self.state.get(param, {}))
+                found[name] = placed_like(param, exact_weight(group["weights"], state, local(param)))
         return found
 
     def slot_names(self) -> tuple[str, ...]:
@@ -371,10 +375,13 @@ class Optimizer(torch.optim.Optimizer):
                     codec = codec_for(format_at(group, position), slot.name, slot.kind, param.numel())
                     for buffer in codec.buffers:
                         kind = StateKind(slot.name, _short(buffer.dtype), str(param.device))
-                        expected[kind] += codec.length(buffer, param.numel()) * buffer.dtype.itemsize
+                        numel = (
+                            local(param).numel() if shaped_like_parameter(buffer) else largest_shard(param)
+                        )
+                        expected[kind] += codec.length(buffer, numel) * buffer.dtype.itemsize
                 if correction := correction_of(weight_codec(group["weights"], param.dtype)):
                     kind = StateKind(KEY, _short(correction.dtype), str(param.device))
-                    expected[kind] += param.numel() * correction.dtype.itemsize
+                    expected[kind] += local(param).numel() * correction.dtype.itemsize
         return dict(expected)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
@@ -433,7 +440,7 @@ def count_state_bytes(states: Iterable[Mapping[str, Any]], slots: tuple[str, ...
         for key, tensor in state.items():
             if not isinstance(tensor, Tensor):
                 continue
-            storage = tensor.untyped_storage()
+            storage = local(tensor).untyped_storage()
             if storage.data_ptr() in seen and storage.nbytes():
                 continue
             seen.add(storage.data_ptr())

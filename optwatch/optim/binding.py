@@ -19,6 +19,7 @@ from optwatch.kernels.random import keys
 from optwatch.metrics.fields import TENSOR_FIELDS
 from optwatch.optim.gate import Deferred, Verdict
 from optwatch.optim.layout import flat, flat_copy, memory_order
+from optwatch.optim.sharded import local, shard_number
 from optwatch.optim.slots import buffer_key, flat_buffers, lay_out, shaped_like_parameter
 from optwatch.optim.stats import PlanStats, StatsLayout
 from optwatch.optim.weights import KEY, correction_of, flat_correction
@@ -52,8 +53,13 @@ class Binding:
         backend: str | None,
     ) -> None:
         self.spec = spec
-        self.params = list(params)
-        self._indices = np.array(indices, np.uint64)
+        self._given = list(params)
+        #: What is stepped: this rank's pieces of parameters that are sharded.
+        self.params = params = [local(param) for param in params]
+        self._sharded = any(map(operator.is_not, params, self._given))
+        # The shards of a tensor draw different random numbers.
+        shards = np.array([shard_number(param) for param in self._given], np.uint64) << np.uint64(40)
+        self._indices = np.array(indices, np.uint64) + shards
         self._group_of = np.array(group_of, np.intp)
         self._orders = [memory_order(p) for p in params]
         self._plain = all(p.is_contiguous() for p in params)
@@ -126,7 +132,8 @@ class Binding:
         except KeyError:
             return False
         sample, pointers = next(self._samples)
-        return list(map(_ADDRESS, self.params)) == self._pointers and list(map(_ADDRESS, sample)) == pointers
+        params = list(map(local, self._given)) if self._sharded else self.params
+        return list(map(_ADDRESS, params)) == self._pointers and list(map(_ADDRESS, sample)) == pointers
 
     def run(
         self,
@@ -217,7 +224,9 @@ class Binding:
 
     def gradients(self) -> list[Tensor | None]:
         """The gradients as the plan wants them; raises :class:`Stale` if it was bound for others."""
-        grads: list[Tensor | None] = list(map(_GRAD, self.params))
+        grads: list[Tensor | None] = list(map(_GRAD, self._given))
+        if self._sharded:
+            grads = [grad if grad is None else local(grad) for grad in grads]
         given = [grad for grad in grads if grad is not None]
         if not {self.spec.grad_dtype}.issuperset(map(_DTYPE, given)):
             raise Stale

@@ -6,7 +6,7 @@ torch.optim's own loader casts every state tensor to its parameter's dtype: int8
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,7 @@ from optwatch.kernels.random import keys, numbers
 from optwatch.optim.formats import format_at
 from optwatch.optim.interchange import Peer, peer_of
 from optwatch.optim.layout import flat, memory_order
+from optwatch.optim.sharded import local, local_state
 from optwatch.optim.slots import buffer_key, decode, identify, keep, shaped_like_parameter
 from optwatch.optim.weights import found_format, load_correction
 from optwatch.rules import Rule
@@ -142,13 +143,15 @@ class _Parameter:
     def __init__(self, optimizer: Loadable, group: Mapping[str, Any], position: int, index: int) -> None:
         self.rule, self.seed, self.index = optimizer.rule_for(group), int(group["seed"]), index
         self.weights = group["weights"]
-        self.param, self.format = group["params"][position], format_at(group, position)
+        self.whole, self.format = group["params"][position], format_at(group, position)
+        self.param = local(self.whole)
         self.name = optimizer.parameter_name(group, position)
         self.converted = 0
 
-    def load(self, saved: dict[str, Any], convert: bool, peer: Peer | None) -> dict[str, Any]:
+    def load(self, saved: MutableMapping[str, Any], convert: bool, peer: Peer | None) -> dict[str, Any]:
         """The state to use; a ``ValueError`` names the parameter, what was found and what was expected."""
         check_state(self.format, [slot.name for slot in self.rule.slots])
+        saved = local_state(self.whole, saved)
         if peer is not None:
             try:
                 saved = peer.read(saved, self.rule, self.param)
@@ -158,13 +161,14 @@ class _Parameter:
         if "step" not in saved and not self.rule.stepless:
             raise ValueError(f"the checkpoint's state of {self.name} has no 'step', found {sorted(saved)}")
         # Without a count, all that matters is that the first step lies behind.
-        state: dict[str, Any] = {"step": torch.tensor(float(saved.get("step", 1.0)))}
+        loaded: dict[str, Any] = {"step": torch.tensor(float(saved.get("step", 1.0)))}
+        state = local_state(self.whole, loaded)
         for slot in self.rule.slots:
             try:
                 codec = identify(self.rule, slot, saved, self.param)
             except ValueError as error:
                 raise ValueError(f"the checkpoint's state of {self.name} does not fit: {error}") from None
-            wanted = codec_for(self.format, slot.name, slot.kind, self.param.numel())
+            wanted = codec_for(self.format, slot.name, slot.kind, self.whole.numel())
             ordered = self._same_order(codec, saved[slot.name]) or (codec.block == 1 and not codec.stochastic)
             if codec is wanted and ordered:
                 state.update(self._take(codec, slot.name, saved))
@@ -178,7 +182,7 @@ class _Parameter:
         except ValueError as error:
             raise ValueError(f"the checkpoint's state of {self.name} does not fit: {error}") from None
         self.converted += found_format(saved, self.param) != found_format(state, self.param)
-        return state
+        return loaded
 
     def _same_order(self, codec: Codec, primary: Tensor) -> bool:
         # Packed codes in another order have another shape, and have been refused for it.

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from cli.pages import PARAMETERS, RUN, page, sample
+from cli.pages import OPTIMIZER, PARAMETERS, RUN, page, sample
 from optwatch.cli.scrape import ScrapeError, parse
 from optwatch.cli.snapshot import RunView, Tracker
 
@@ -67,7 +67,7 @@ def test_nan_is_shown_and_not_filtered() -> None:
 
 
 def test_ranks_are_merged() -> None:
-    """Bytes add up over ranks; ratios and norms are the largest; the rate is that of one rank."""
+    """Bytes add up over ranks, ratios are the largest, the rate is that of one rank; norms are those of the whole."""
     second = page(step=90).replace('rank="0"', 'rank="1"').replace("} 0.03\n", "} 0.5\n")
     (run,) = runs_of(page() + second)
     assert (run.ranks, run.ranks_up) == (2, 2)
@@ -75,6 +75,11 @@ def test_ranks_are_merged() -> None:
     assert run.step == 100
     assert run.update_error == 0.5
     assert run.steps_per_second == pytest.approx(4.75)
+    sharded = run.groups[0].gradient_norm
+    assert sharded == pytest.approx(0.5 * math.sqrt(2))
+    copies = [sample("optwatch.replicas", 2, **{**OPTIMIZER, "rank": rank}) for rank in "01"]
+    (run,) = runs_of("\n".join([page() + second.strip(), *copies, ""]))
+    assert run.groups[0].gradient_norm == pytest.approx(0.5)
 
 
 def test_the_newest_living_run_comes_first() -> None:
