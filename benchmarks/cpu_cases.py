@@ -101,6 +101,25 @@ def torch_fused(numel: int, dtype: torch.dtype = torch.float32, count: int = 1) 
     return torch.optim.AdamW(parameters(numel, dtype, count), fused=True)
 
 
+class MasterByHand:
+    """bf16 parameters with fp32 ones beside them that torch steps: gradients up, a fused step, weights down."""
+
+    def __init__(self, numel: int) -> None:
+        (self.seen,) = parameters(numel, torch.bfloat16)
+        self.master = torch.nn.Parameter(self.seen.detach().float())
+        self.master.grad = torch.empty_like(self.master)
+        self.optimizer = torch.optim.AdamW([self.master], fused=True)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """The gradient's fp32 copy is kept from step to step: making one anew would take longer."""
+        assert self.master.grad is not None
+        assert self.seen.grad is not None
+        self.master.grad.copy_(self.seen.grad)
+        self.optimizer.step()
+        self.seen.copy_(self.master)
+
+
 def peer(package: str, numel: int) -> torch.optim.Optimizer:
     """The 8-bit AdamW of another package; torchao compiles its step in the first call."""
     made: torch.optim.Optimizer = importlib.import_module(f"{package}.optim").AdamW8bit(
@@ -112,7 +131,7 @@ def peer(package: str, numel: int) -> torch.optim.Optimizer:
 # --- what is timed --------------------------------------------------------------------------------------------------
 
 
-def stepping(optimizer: torch.optim.Optimizer, steps: int = 1) -> Timed:
+def stepping(optimizer: torch.optim.Optimizer | MasterByHand, steps: int = 1) -> Timed:
     """The mean of ``steps`` steps in a row."""
 
     def timed() -> float:
@@ -201,6 +220,22 @@ def large(state: str, dtype: torch.dtype = torch.float32) -> Callable[[Sizes, in
     return build
 
 
+def split8(state: str) -> Callable[[Sizes, int], Pair]:
+    """One large bf16 tensor whose weight has 24 bits, against an fp32 master."""
+
+    def build(sizes: Sizes, process: int) -> Pair:
+        return in_turn(
+            lambda: stepping(
+                AdamW(parameters(sizes.large, torch.bfloat16), state=state, weights="split8", backend="cpu")
+            ),
+            lambda: stepping(MasterByHand(sizes.large)),
+            sizes.rounds,
+            process,
+        )
+
+    return build
+
+
 def full_statistics(sizes: Sizes, _: int) -> Pair:
     """The same optimizer on the same memory, with and without."""
     optimizer = our_own("int8", sizes.large)
@@ -255,11 +290,14 @@ def many(state: str) -> Callable[[Sizes, int], Pair]:
 
 
 FUSED = "torch.optim.AdamW(fused=True)"
+BY_HAND = "the same with an fp32 master by hand"
 CASES = (
     Case("int8", '64 Mi fp32 parameters, state="int8"', FUSED, large("int8"), target=1.2, narrow=True),
     Case("fp32", '64 Mi fp32 parameters, state="fp32"', FUSED, large("fp32"), target=1.05, narrow=True),
     Case("bf16", '64 Mi fp32 parameters, state="bf16"', FUSED, large("bf16")),
     Case("bf16-parameters", '64 Mi bf16 parameters, state="int8"', FUSED, large("int8", torch.bfloat16)),
+    Case("split8", '64 Mi bf16 parameters, state="int8", weights="split8"', BY_HAND, split8("int8"), target=1.0),
+    Case("split8-fp32", '64 Mi bf16 parameters, state="fp32", weights="split8"', BY_HAND, split8("fp32"), target=1.0),
     Case("full", "64 Mi, int8: a step with full statistics", "a plain step", full_statistics, target=1.6,
          narrow=True),
     Case("watched", f"64 Mi, int8: watched, full statistics every {EVERY} steps", "unwatched", watching, target=1.02),
