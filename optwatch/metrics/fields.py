@@ -10,9 +10,10 @@ weight (learning rate included, decay excluded):
 ``nonfinite``       number of gradient elements that are NaN or infinite
 ``update_sq``       sum of u squared
 ``update_error_sq`` sum of (u from the stored state - u from the exact state) squared
-``weight_sq``       sum of the squared weights as stored after the step
+``weight_sq``       sum of the squared weights as stored after the step, with what a split format keeps beside them
 ``moment_grad``     sum of m*g, where m is the exact new value of the rule's first slot; 0 unless that is signed
-``unchanged``       number of weights whose stored value the step did not change
+``unchanged``       number of weights that the update cannot move: whose stored value, with what a split format keeps
+                    beside it, did not change; where it is rounded stochastically, whose exact new value is the old
 ``error_sq``        sum of (x - y) squared; of (sqrt(x) - sqrt(y)) squared for second moments
 ``exact_sq``        sum of x squared; of x for second moments, that is of the squared square root
 ``sum``             sum of x

@@ -17,11 +17,13 @@ class AdamW(Optimizer):
     """AdamW with torch.optim.AdamW's constructor, and state in any format.
 
     ``state`` is the storage format of the moments: ``"fp32"``, ``"bf16"`` or ``"int8"`` (about 2.05 bytes a
-    parameter instead of 8); it may differ from group to group. ``seed`` keys the stochastic rounding and must be the
-    same on all replicas. ``backend`` forces one of ``"triton"``, ``"cpu"`` and ``"reference"``.
+    parameter instead of 8). ``weights`` is how bf16 parameters are kept: ``"native"``, ``"stochastic"``, ``"split8"`` or
+    ``"split16"``, see :mod:`optwatch.codecs.weights.codec`. Both may differ from group to group. ``seed`` keys the
+    stochastic rounding and must be the same on all replicas. ``backend`` forces one of ``"triton"``, ``"cpu"`` and
+    ``"reference"``.
 
     ``foreach`` and ``fused`` are accepted and change nothing: every step is fused. ``capturable`` and
-    ``differentiable`` are refused. These five are the same for all optimizers.
+    ``differentiable`` are refused. All of these are the same for all optimizers.
     """
 
     options = ("lr", "betas", "eps", "weight_decay", "maximize")
