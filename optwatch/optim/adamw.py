@@ -17,8 +17,8 @@ class AdamW(Optimizer):
     """AdamW with torch.optim.AdamW's constructor, and state in any format.
 
     ``state`` is the storage format of the moments: ``"fp32"``, ``"bf16"`` or ``"int8"`` (about 2.05 bytes a
-    parameter instead of 8). ``weights`` is how bf16 parameters are kept: ``"native"``, ``"stochastic"``, ``"split8"`` or
-    ``"split16"``, see :mod:`optwatch.codecs.weights.codec`. Both may differ from group to group. ``seed`` keys the
+    parameter instead of 8). ``weights`` is how bf16 parameters are kept: ``"native"``, ``"stochastic"``, ``"split8"``
+    or ``"split16"``, see :mod:`optwatch.codecs.weights.codec`. Both may differ from group to group. ``seed`` keys the
     stochastic rounding and must be the same on all replicas. ``backend`` forces one of ``"triton"``, ``"cpu"`` and
     ``"reference"``.
 
