@@ -8,6 +8,7 @@ from optwatch.optim.adam import Adam
 from optwatch.optim.adamw import AdamW
 from optwatch.optim.ademamix import AdEMAMix
 from optwatch.optim.base import Optimizer, StateKind
+from optwatch.optim.lamb import LAMB
 from optwatch.optim.lion import Lion
 from optwatch.optim.replace import replace
 from optwatch.optim.rmsprop import RMSprop
@@ -16,6 +17,7 @@ from optwatch.optim.sophiag import SophiaG
 from optwatch.optim.stats import PlanStats, StatsLayout, StepStats
 
 __all__ = [
+    "LAMB",
     "SGD",
     "AdEMAMix",
     "Adadelta",

@@ -9,6 +9,7 @@ from optwatch.rules.adamw.rule import AdamW
 from optwatch.rules.ademamix.rule import AdEMAMix
 from optwatch.rules.amsgrad.rule import AMSGrad
 from optwatch.rules.base import Rule, Slot
+from optwatch.rules.lamb.rule import LAMB
 from optwatch.rules.lion.rule import Lion
 from optwatch.rules.rmsprop.rule import RMSprop
 from optwatch.rules.sgd.rule import SGD, SGDMomentum
@@ -33,6 +34,7 @@ RULES: dict[str, Rule] = {
         Adagrad(),
         Adadelta(),
         Lion(),
+        LAMB(),
         AdEMAMix(),
         SophiaG(),
     )

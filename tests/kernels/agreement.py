@@ -18,6 +18,7 @@ from torch import Tensor
 from optwatch.codecs import CORRECTION, FORMATS, VALUES, WEIGHTS, Codec, Kind
 from optwatch.kernels import BoundPlan, PlanSpec, PlanTensor, backend
 from optwatch.kernels.random import keys
+from optwatch.kernels.reference import concluded
 from optwatch.metrics.fields import CHEAP_FIELDS, row_fields
 from optwatch.rules import RULES, Rule
 
@@ -42,6 +43,9 @@ OPTIONS = {
     "alpha_warmup": np.array([50.0]),
     "beta3_warmup": np.array([50.0]),
     "bs": np.array([64.0]),
+    "bias_correction": np.array([1.0]),
+    "trust_clip": np.array([0.0]),
+    "always_adapt": np.array([1.0]),
 }
 #: What a rule reads in another sense than most.
 OWN_OPTIONS = {
@@ -226,6 +230,25 @@ def scalars_of(rule: Rule, n: int, step: int) -> np.ndarray:
     return np.repeat(rule.prepare(options, np.array([float(step)])), n, axis=0)
 
 
+def of_the_last_pass(
+    spec: PlanSpec, before: Sequence[PlanTensor], grads: Sequence[Tensor | None], scalars: np.ndarray
+) -> np.ndarray:
+    """The scalars that the step of a rule with norms gets, from float64."""
+    rule = spec.rule
+    if not rule.norms:
+        return scalars
+    sums = torch.zeros(len(grads), len(rule.norms), dtype=torch.float64)
+    for i, (tensor, grad) in enumerate(zip(before, grads, strict=True)):
+        if grad is not None:
+            h = dict(zip(rule.scalars, scalars[i].tolist(), strict=True))
+            old = [
+                codec.load(s, len(grad)).double() for codec, s in zip(spec.codecs, tensor.slots, strict=True)
+            ]
+            weight = spec.weight.load(tensor.weight).double()
+            sums[i] = torch.stack([x.square().sum() for x in rule.measure(old, grad.double(), weight, h)])
+    return concluded(rule, scalars, sums)
+
+
 def keys_of(spec: PlanSpec, n: int, step: int) -> np.ndarray:
     return keys(
         np.zeros(n, np.uint64), np.arange(n, dtype=np.uint64), len(spec.codecs) + 1, np.full(n, float(step))
@@ -255,6 +278,7 @@ def check_agreement(
         scalars, numbers = scalars_of(spec.rule, len(cases), step + 10), keys_of(spec, len(cases), step)
         reference.run(grads, scalars, numbers, True)
         rows = plan.run(grads, scalars, numbers, True).numpy().copy()
+        scalars = of_the_last_pass(spec, before, grads, scalars)
         equal = total = 0
         for i, item in enumerate(cases):
             label = f"{case} {item.label} step {step}"

@@ -58,12 +58,12 @@ def loops(lines: list[str]) -> list[Loop]:
     return found
 
 
-def main_loop(kernel: Any) -> Loop:
-    """The loop over full tiles, the only one that loads and stores 16 bytes at a time."""
+def main_loop(kernel: Any, stores: bool = True) -> Loop:
+    """The loop over full tiles, the only one that loads and, but for first passes, stores 16 bytes at a time."""
     wide = [
         loop
         for loop in loops(disassemble(kernel.asm["cubin"]))
-        if loop.count("LDG.E.128") and loop.count("STG.E")
+        if loop.count("LDG.E.128") and bool(loop.count("STG.E")) == stores
     ]
     # Where several end at one branch or one holds another, the smallest is the loop over tiles itself.
     return min(wide, key=lambda loop: len(loop.body))

@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from optwatch.codecs import FORMATS
 from optwatch.kernels import PlanSpec
 from optwatch.kernels.triton.compiling import compile_step, device_shape, step_functions
+from optwatch.kernels.triton.step import GATED, ZERO
 from optwatch.rules import RULES
 from tests.kernels.sass import main_loop, resources
 
@@ -83,6 +84,33 @@ def test_nothing_spills(rule: str, fmt: str, dtype: torch.dtype, kernel: str, ch
     limit = device_shape(spec_of(rule, fmt, dtype, dtype)).registers
     assert used["reg"] <= (limit if kernel == "plain" else 255)
     assert binary.metadata.enable_fp_fusion is False
+
+
+@pytest.mark.parametrize(
+    ("rule", "gate", "first"),
+    [
+        ("adamw", GATED.value, False),
+        ("adamw", ZERO.value, False),
+        ("lamb", ZERO.value, False),
+        ("lamb", ZERO.value, True),
+        ("lamb", 0, True),
+    ],
+)
+def test_nothing_spills_in_steps_that_are_decided_and_in_first_passes(
+    rule: str, gate: int, first: bool
+) -> None:
+    """Clipping costs no instruction an element, zeroing two; a first pass loads as widely and stores no tile."""
+    spec = spec_of(rule, "int8", torch.float32, torch.float32)
+    binary = compile_step(spec, GPUTarget("cuda", 90, 32), False, gate, first)
+    used, shape = resources(binary), device_shape(spec)
+    assert used["stack"] == used["local"] == 0
+    assert used["reg"] <= shape.registers
+    loop = main_loop(binary, stores=not first)
+    assert loop.count("LDG.E.128") == 4
+    if not first:
+        elements = shape.tile // (32 * shape.warps)
+        plain = compiled("adamw", "int8", torch.float32, torch.float32, "plain", 90)
+        assert len(loop.body) <= len(main_loop(plain).body) + 2 * elements * (gate == ZERO.value) + 2
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -93,6 +93,19 @@ def fold_sophiag(w: Tensor, g: Tensor, state: State, t: int, o: State) -> Tensor
     return w
 
 
+def lamb(w: Tensor, g: Tensor, state: State, t: int, o: State) -> Tensor:
+    beta1, beta2 = o["betas"]
+    g = -g if o.get("maximize") else g
+    m, v = average(state, "m", g, beta1), average(state, "v", g * g, beta2)
+    if o.get("bias_correction", True):
+        m, v = m / (1 - beta1**t), v / (1 - beta2**t)
+    r = m / (v.sqrt() + o["eps"]) + o["weight_decay"] * w
+    norms = w.norm(), r.norm()
+    adapts = o.get("always_adapt", True) or o["weight_decay"]
+    ratio = norms[0] / norms[1] if adapts and all(norms) else torch.ones_like(norms[0])
+    return w - o["lr"] * (ratio.clamp(max=1) if o.get("trust_clip") else ratio) * r
+
+
 class Row(NamedTuple):
     """An optimizer with options, and what it must equal."""
 
@@ -169,6 +182,16 @@ FORMULAS = [
     Row(optim.AdEMAMix, torch.optim.AdamW, {**_MIX, "alpha": 0.0}, theirs=_ADAM),
     Row(optim.SophiaG, partial(Formula, formula=sophiag), _SOPHIA),
     Row(optim.SophiaG, partial(Formula, formula=sophiag), {**_SOPHIA, "maximize": True}),
+]
+_LAMB = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.1}
+FORMULAS += [
+    Row(optim.LAMB, partial(Formula, formula=lamb), {**_LAMB, **options})
+    for options in (
+        {},
+        {"maximize": True, "bias_correction": False},
+        {"trust_clip": True, "lr": 1e-3},
+        {"always_adapt": False, "weight_decay": 0.0, "lr": 1e-3},
+    )
 ]
 ROWS = TORCH + FORMULAS
 
@@ -313,6 +336,7 @@ def test_the_constructor_is_torchs(name: str) -> None:
         (optim.Lion, {"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\) is out of range"),
         (optim.AdEMAMix, {"betas": (0.9, 0.999)}, "betas=.* is out of range: expected three numbers"),
         (optim.AdEMAMix, {"alpha_warmup": -3}, "alpha_warmup=-3 is out of range: expected a number of steps"),
+        (optim.LAMB, {"eps": -1e-6}, "eps=-1e-06 is out of range: expected a number of at least 0"),
         (optim.SophiaG, {"bs": 0}, "bs=0 is out of range: expected a number greater than 0"),
     ],
     ids=str,

@@ -17,7 +17,7 @@ class AdamW(DecoupledDecay):
 
     name = "adamw"
     slots = (Slot("exp_avg", Kind.SIGNED), Slot("exp_avg_sq", Kind.SECOND_MOMENT))
-    scalars = (
+    scalars: tuple[str, ...] = (
         "grad_scale",  # factor on the gradient: -1 to maximize
         "one_minus_beta1",
         "beta2",
