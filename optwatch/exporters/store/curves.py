@@ -22,12 +22,13 @@ class Curve(TypedDict):
     high: list[float | None]
 
 
-def curves(run: RunFile, since: float = -math.inf, points: int = 600) -> list[Curve]:
+def curves(run: RunFile, since: float = 0.0, points: int = 600) -> list[Curve]:
     """Curves of every metric of the catalogue that the run has, thinned to about so many points each.
 
-    A counter becomes its increase a second, a histogram the mean of what it saw, info metrics are left out.
+    Nothing that happened before the Unix time ``since`` is asked for. A counter becomes its increase a second, a
+    histogram the mean of what it saw, info metrics are left out.
     """
-    stored = {key: _thinned(buckets, points) for key, buckets in run.buckets(since)}
+    stored = dict(run.buckets(since, points))
     found: list[Curve] = []
     for key, buckets in stored.items():
         metric, _, part = key[0].partition("#")
@@ -41,18 +42,6 @@ def curves(run: RunFile, since: float = -math.inf, points: int = 600) -> list[Cu
         else:
             found.append(_plain(metric, key, buckets))
     return [curve for curve in found if curve["time"]]
-
-
-def _thinned(buckets: list[Bucket], points: int) -> list[Bucket]:
-    """Neighbours merged, in powers of two, until no more than so many are left."""
-    if len(buckets) <= points:
-        return buckets
-    merged: dict[float, Bucket] = {}
-    seconds = buckets[0].seconds * 2 ** math.ceil(math.log2(len(buckets) / points))
-    for one in buckets:
-        start = one.start // seconds * seconds
-        merged.setdefault(start, Bucket(start, seconds)).merge(one)
-    return list(merged.values())
 
 
 def _curve(

@@ -41,7 +41,7 @@ class LocalStore:
         self,
         directory: Path | None,
         *,
-        run_limit: int = 40 << 20,
+        run_limit: int = 36 << 20,
         total_limit: int = 1 << 30,
         clock: Callable[[], float] = time.time,
     ) -> None:

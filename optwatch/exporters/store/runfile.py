@@ -29,26 +29,27 @@ CREATE TABLE IF NOT EXISTS buckets (
     PRIMARY KEY (series, bucket)) WITHOUT ROWID;
 """
 
-# Two buckets become one; `last` is that of the later one. Negative numbers keep the merged ones apart from those they
-# are made of, which go in between.
-_HALVE = """
-INSERT INTO buckets SELECT old.series, -1 - pair.half, pair.count, pair.sick, pair.total, pair.low, pair.high, old.last
+# 2 ** shift buckets become one; `last` is that of the newest.
+_MERGED = """
+SELECT part.number, part.count, part.sick, part.total, part.low, part.high, newest.last
 FROM (
-    SELECT bucket >> 1 AS half, max(bucket) AS newest, sum(count) AS count, sum(sick) AS sick, sum(total) AS total,
-           min(low) AS low, max(high) AS high
-    FROM buckets WHERE series = :series GROUP BY bucket >> 1) AS pair
-JOIN buckets AS old ON old.series = :series AND old.bucket = pair.newest
+    SELECT bucket >> :shift AS number, max(bucket) AS newest, sum(count) AS count, sum(sick) AS sick,
+           sum(total) AS total, min(low) AS low, max(high) AS high
+    FROM buckets WHERE series = :series AND bucket >= :first GROUP BY bucket >> :shift) AS part
+JOIN buckets AS newest ON newest.series = :series AND newest.bucket = part.newest
+ORDER BY part.number
 """
+
+# Negative numbers keep the merged ones apart from those they are made of, which go in between.
+_HALVE = f"""
+INSERT INTO buckets SELECT :series, -1 - number, count, sick, total, low, high, last FROM ({_MERGED})
+"""  # noqa: S608 - made of the constant above
 
 _MERGE = """
 INSERT INTO buckets VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET
     count = count + excluded.count, sick = sick + excluded.sick, total = total + excluded.total,
     low = min(ifnull(low, excluded.low), ifnull(excluded.low, low)),
     high = max(ifnull(high, excluded.high), ifnull(excluded.high, high)), last = excluded.last
-"""
-
-_READ = """
-SELECT bucket, count, sick, total, low, high, last FROM buckets WHERE series = ? AND bucket >= ? ORDER BY bucket
 """
 
 #: Name of the metric (``#sum`` and ``#count`` for the parts of a histogram) and its labels as sorted pairs.
@@ -96,15 +97,6 @@ class Bucket:
         self.low = value if self.low is None else min(self.low, value)
         self.high = value if self.high is None else max(self.high, value)
 
-    def merge(self, later: Bucket) -> None:
-        """Take a later bucket in."""
-        self.count += later.count
-        self.sick += later.sick
-        self.total += later.total
-        self.low = min((low for low in (self.low, later.low) if low is not None), default=None)
-        self.high = max((high for high in (self.high, later.high) if high is not None), default=None)
-        self.last = later.last
-
 
 class RunFile:
     """The file of one run; all methods may be called from any thread.
@@ -119,7 +111,7 @@ class RunFile:
         sqlite3.Error: the file system refuses.
     """
 
-    def __init__(self, path: Path | None, limit: int = 40 << 20, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path | None, limit: int = 36 << 20, *, read_only: bool = False) -> None:
         self.path, self._limit = path, limit
         self._guard = threading.Lock()
         self._open: dict[Key, Bucket] = {}
@@ -197,17 +189,21 @@ class RunFile:
         with self._guard:
             return dict(self._database.execute("SELECT name, value FROM facts"))
 
-    def buckets(self, since: float = -math.inf) -> Iterator[tuple[Key, list[Bucket]]]:
-        """Every series with its buckets that end after a Unix time, oldest first."""
+    def buckets(self, since: float = 0.0, points: int | None = None) -> Iterator[tuple[Key, list[Bucket]]]:
+        """Every series with its buckets that end after a Unix time, oldest first.
+
+        With ``points`` neighbours are merged, in powers of two, until a series has no more than about so many.
+        """
         if self._open:
             self.flush()
         with self._guard:
             known = self._known()
         for ident, key, level in known:
-            seconds = BASE_SECONDS * 2**level
-            first = 0 if since == -math.inf else int(since // seconds)
             with self._guard:
-                rows = self._database.execute(_READ, (ident, first)).fetchall()
+                shift = 0 if points is None else self._shift(ident, points)
+                seconds = BASE_SECONDS * 2 ** (level + shift)
+                arguments = {"series": ident, "shift": shift, "first": int(since // seconds) << shift}
+                rows = self._database.execute(_MERGED, arguments).fetchall()
             yield key, [Bucket(row[0] * seconds, seconds, *row[1:]) for row in rows]
 
     # ---- inside --------------------------------------------------------------------------------------------------
@@ -239,6 +235,13 @@ class RunFile:
         rows = self._database.execute("SELECT id, metric, labels, level FROM series ORDER BY id")
         return [(row[0], (row[1], tuple(json.loads(row[2]).items())), row[3]) for row in rows]
 
+    def _shift(self, ident: int, points: int) -> int:
+        """How often the buckets of a series have to be halved to be no more than so many."""
+        (count,) = self._database.execute(
+            "SELECT count(*) FROM buckets WHERE series = ?", (ident,)
+        ).fetchone()
+        return max(0, math.ceil(math.log2(max(1, count) / points)))
+
     def _register(self, key: Key) -> tuple[int, int]:
         """A new series starts at the level of the coarsest, or it alone would fill the file."""
         level = max((level for _, level in self._series.values()), default=0)
@@ -261,7 +264,7 @@ class RunFile:
     def _halve(self) -> None:
         for key, (ident, level) in self._series.items():
             with self._database:  # one transaction a series
-                self._database.execute(_HALVE, {"series": ident})
+                self._database.execute(_HALVE, {"series": ident, "shift": 1, "first": 0})
                 self._database.execute("DELETE FROM buckets WHERE series = ? AND bucket >= 0", (ident,))
                 self._database.execute("UPDATE buckets SET bucket = -1 - bucket WHERE series = ?", (ident,))
                 self._database.execute("UPDATE series SET level = ? WHERE id = ?", (level + 1, ident))
