@@ -69,6 +69,11 @@ def main_loop(kernel: Any, stores: bool = True) -> Loop:
     return min(wide, key=lambda loop: len(loop.body))
 
 
+def uses_stack(kernel: Any) -> bool:
+    """Whether anything in the kernel is kept in local memory."""
+    return any(re.search(r"\b(LDL|STL)\b", line) for line in disassemble(kernel.asm["cubin"]))
+
+
 def resources(kernel: Any) -> dict[str, int]:
     """Registers, stack and local memory in bytes, as the assembler reports them."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

@@ -20,13 +20,21 @@ from optwatch.kernels import PlanSpec
 from optwatch.kernels.triton.compiling import compile_step, device_shape, step_functions
 from optwatch.kernels.triton.step import GATED, ZERO
 from optwatch.rules import RULES
-from tests.kernels.sass import main_loop, resources
+from tests.kernels.agreement import ALONE
+from tests.kernels.sass import main_loop, resources, uses_stack
 
 TYPES = (torch.float32, torch.bfloat16)
 KERNELS = ("plain", "full")
 CHIPS = (80, 90, 100)
 #: Instructions an element on sm_90, at most: of each format's plain and full kernel.
-BUDGET = {"fp32": (24, 42), "bf16": (42, 88), "int8": (80, 115)}
+BUDGET = {
+    "fp32": (24, 42),
+    "bf16": (42, 88),
+    "int8": (80, 115),
+    "int8_dynamic": (142, 210),
+    "fp8": (86, 144),
+    "int4": (146, 194),
+}
 #: The same of weight formats, with 8-bit state.
 WEIGHT_BUDGET = {"stochastic": (92, 127), "split8": (98, 133), "split16": (90, 125)}
 
@@ -54,7 +62,12 @@ LARGEST = ("sgd", "lion", "adadelta", "ademamix")
 
 
 def often(rule: str, fmt: str, dtype: torch.dtype, kernel: str, chip: int) -> bool:
-    """Whether a plan is compiled in every run: AdamW's on sm_90, others in int8; and AdamW's of every step on all."""
+    """Whether a plan is compiled in every run: AdamW's on sm_90, others in int8; and AdamW's of every step on all.
+
+    Of the formats that are slow to compile, one kernel.
+    """
+    if fmt in ALONE:
+        return (rule, dtype, kernel, chip) == ("adamw", torch.float32, "plain", 90)
     if rule != "adamw":
         return (fmt, dtype, chip) == ("int8", torch.float32, 90) and (kernel == "plain" or rule in LARGEST)
     return chip == 90 or (fmt, dtype, kernel) == ("int8", torch.bfloat16, "plain")
@@ -69,9 +82,17 @@ def every_plan() -> list[Any]:
     ]
 
 
+def adamw_plans() -> list[Any]:
+    """AdamW on sm_90: format × equal element types × kernel."""
+    return [
+        pytest.param(*plan, marks=[] if often("adamw", *plan, 90) else [pytest.mark.slow])
+        for plan in itertools.product(BUDGET, TYPES, KERNELS)
+    ]
+
+
 def test_every_rule_has_a_kernel() -> None:
-    """On the formats that every backend has."""
-    assert all(has_kernel(rule, fmt) for rule in RULES for fmt in BUDGET)
+    """In every format."""
+    assert all(has_kernel(rule, fmt) for rule in RULES for fmt in FORMATS)
 
 
 @pytest.mark.parametrize(("rule", "fmt", "dtype", "kernel", "chip"), every_plan())
@@ -79,8 +100,8 @@ def test_nothing_spills(rule: str, fmt: str, dtype: torch.dtype, kernel: str, ch
     """No plan keeps anything in local memory, on any chip, and the plain kernels leave room for others."""
     binary = compiled(rule, fmt, dtype, dtype, kernel, chip)
     used = resources(binary)
-    assert used["stack"] == used["local"] == 0
-    assert not main_loop(binary).count("LDL", "STL")
+    assert used["local"] == 0
+    assert not uses_stack(binary)  # some reserve a few bytes that nothing touches
     limit = device_shape(spec_of(rule, fmt, dtype, dtype)).registers
     assert used["reg"] <= (limit if kernel == "plain" else 255)
     assert binary.metadata.enable_fp_fusion is False
@@ -113,9 +134,7 @@ def test_nothing_spills_in_steps_that_are_decided_and_in_first_passes(
         assert len(loop.body) <= len(main_loop(plain).body) + 2 * elements * (gate == ZERO.value) + 2
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("fmt", BUDGET)
+@pytest.mark.parametrize(("fmt", "dtype", "kernel"), adamw_plans())
 def test_instructions_an_element(fmt: str, dtype: torch.dtype, kernel: str) -> None:
     """AdamW stays within its budget."""
     shape = device_shape(spec_of("adamw", fmt, dtype, dtype))
@@ -123,23 +142,23 @@ def test_instructions_an_element(fmt: str, dtype: torch.dtype, kernel: str) -> N
     assert len(loop.body) * 32 * shape.warps / shape.tile <= BUDGET[fmt][kernel == "full"]
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("fmt", BUDGET)
+@pytest.mark.parametrize(("fmt", "dtype", "kernel"), adamw_plans())
 def test_load_widths(fmt: str, dtype: torch.dtype, kernel: str) -> None:
     """Parameters, gradients and unpacked state 16 bytes at a time, codes 8; nothing else is large enough to matter."""
     spec = spec_of("adamw", fmt, dtype, dtype)
     shape = device_shape(spec)
     loop = main_loop(compiled("adamw", fmt, dtype, dtype, kernel, 90))
     elements = shape.tile // (32 * shape.warps)
-    sizes = [dtype.itemsize, dtype.itemsize, *(codec.buffers[0].dtype.itemsize for codec in spec.codecs)]
+    primaries = [codec.buffers[0] for codec in spec.codecs]
+    packed = sum(buffer.packed > 1 for buffer in primaries)  # loaded four bytes at a time
+    sizes = [dtype.itemsize] * 2 + [buffer.dtype.itemsize for buffer in primaries if buffer.packed == 1]
     assert loop.count("LDG.E.128") == sum(elements * size // 16 for size in sizes if size > 1)
     codes = sum(size == 1 for size in sizes)
     pairs = sum(buffer.per_block == 2 for codec in spec.codecs for buffer in codec.buffers)
     assert loop.count("LDG.E.64") == codes * elements // 8 + pairs
     # Beside them: one load for each block's scale, and stores as many as the width of a type asks for.
     scales = sum(buffer.per_block == 1 for codec in spec.codecs for buffer in codec.buffers)
-    assert loop.count("LDG") == loop.count("LDG.E.128", "LDG.E.64") + scales
+    assert loop.count("LDG") == loop.count("LDG.E.128", "LDG.E.64") + scales + packed
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -16,10 +16,12 @@ from optwatch.kernels.triton.functions import (
     fast_log2,
     fast_reciprocal,
     floor_fma,
+    load_pairs,
     load_tile,
     per_element,
     random16,
     reciprocal,
+    store_pairs,
     store_tile,
     unit_product,
 )
@@ -87,38 +89,10 @@ def store_cubic(
 def load_log(codes, grid, start, left, TILE: tl.constexpr, MASKED: tl.constexpr, MATH: tl.constexpr):
     """Decode a tile: lowest * 2**((code - 1) * step), and 0 for code 0."""
     code = load_tile(codes, start, left, tl.uint8, TILE, MASKED).to(tl.float32)
-    lowest, step = load_grid(grid, start, left, TILE, MASKED)
+    lowest, step = load_pairs(grid, start, left, LOG, TILE, MASKED)
     wide = per_element(step, LOG)
     value = per_element(lowest, LOG) * fast_exp2(tl.fma(code, wide, -wide), MATH)
     return tl.where(code == 0.0, 0.0, value)
-
-
-@triton.jit
-def load_grid(grid, start, left, TILE: tl.constexpr, MASKED: tl.constexpr):
-    """(lowest, step) of each block of a tile; both at once where the alignment of a full tile is known."""
-    index = tl.arange(0, TILE // LOG)
-    if MASKED:
-        where = grid.to(tl.pointer_type(tl.float32)) + start // LOG * 2 + index * 2
-        there = index < tl.cdiv(left, LOG)
-        return tl.load(where, mask=there, other=0.0), tl.load(where + 1, mask=there, other=0.0)
-    else:
-        pair = tl.load(grid.to(tl.pointer_type(tl.uint64)) + start // LOG + index)
-        return as_float(pair.to(tl.uint32)), as_float((pair >> 32).to(tl.uint32))
-
-
-@triton.jit
-def store_grid(grid, start, left, lowest, step, TILE: tl.constexpr, MASKED: tl.constexpr):
-    """Write (lowest, step) of each block of a tile."""
-    index = tl.arange(0, TILE // LOG)
-    if MASKED:
-        where = grid.to(tl.pointer_type(tl.float32)) + start // LOG * 2 + index * 2
-        there = index < tl.cdiv(left, LOG)
-        tl.store(where, lowest, mask=there)
-        tl.store(where + 1, step, mask=there)
-    else:
-        upper = step.to(tl.uint32, bitcast=True).to(tl.uint64) << 32
-        pair = upper | lowest.to(tl.uint32, bitcast=True).to(tl.uint64)
-        tl.store(grid.to(tl.pointer_type(tl.uint64)) + start // LOG + index, pair)
 
 
 @triton.jit
@@ -163,7 +137,7 @@ def store_log(
     store_tile(codes, start, left, code.to(tl.uint8), tl.uint8, TILE, MASKED)
     lowest = tl.where(kept, lowest, tl.where(finite, 0.0, NAN))
     step = tl.where(kept, step, tl.where(finite, 0.0, NAN))
-    store_grid(grid, start, left, lowest, step, TILE, MASKED)
+    store_pairs(grid, start, left, lowest, step, LOG, TILE, MASKED)
     never = tl.zeros([TILE], tl.int1)
     if FULL:
         # The bits of a code are those of 2**23 + code; code 0 becomes -2**23, which the exponential takes to zero.

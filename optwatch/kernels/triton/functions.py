@@ -239,6 +239,53 @@ def row_of(tensor, tensors, behind, known, GATE: tl.constexpr):
 
 
 @triton.jit
+def load_pairs(address, start, left, BLOCK: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr):
+    """Two fp32 numbers for each block of a tile; both at once where the alignment of a full tile is known."""
+    index = tl.arange(0, TILE // BLOCK)
+    if MASKED:
+        where = address.to(tl.pointer_type(tl.float32)) + start // BLOCK * 2 + index * 2
+        there = index < tl.cdiv(left, BLOCK)
+        return tl.load(where, mask=there, other=0.0), tl.load(where + 1, mask=there, other=0.0)
+    else:
+        pair = tl.load(address.to(tl.pointer_type(tl.uint64)) + start // BLOCK + index)
+        return as_float(pair.to(tl.uint32)), as_float((pair >> 32).to(tl.uint32))
+
+
+@triton.jit
+def store_pairs(
+    address, start, left, first, second, BLOCK: tl.constexpr, TILE: tl.constexpr, MASKED: tl.constexpr
+):
+    """Write two fp32 numbers for each block of a tile."""
+    index = tl.arange(0, TILE // BLOCK)
+    if MASKED:
+        where = address.to(tl.pointer_type(tl.float32)) + start // BLOCK * 2 + index * 2
+        there = index < tl.cdiv(left, BLOCK)
+        tl.store(where, first, mask=there)
+        tl.store(where + 1, second, mask=there)
+    else:
+        upper = second.to(tl.uint32, bitcast=True).to(tl.uint64) << 32
+        pair = upper | first.to(tl.uint32, bitcast=True).to(tl.uint64)
+        tl.store(address.to(tl.pointer_type(tl.uint64)) + start // BLOCK + index, pair)
+
+
+@triton.jit
+def load_nibbles(address, start, left, TILE: tl.constexpr, MASKED: tl.constexpr):
+    """``TILE`` numbers of four bits as int32, two a byte with the even element in the lower half."""
+    pair = load_tile(address, start // 2, (left + 1) // 2, tl.uint8, TILE // 2, MASKED).to(tl.int32)
+    return tl.reshape(tl.join(pair & 15, pair >> 4), [TILE])
+
+
+@triton.jit
+def store_nibbles(address, start, left, values, TILE: tl.constexpr, MASKED: tl.constexpr):
+    """Write ``TILE`` int32 numbers of [0, 16); where ``MASKED``, a missing half of the last byte is zero."""
+    if MASKED:
+        values = tl.where(tl.arange(0, TILE) < left, values, 0)
+    even, odd = tl.split(tl.reshape(values, [TILE // 2, 2]))
+    pair = (even | (odd << 4)).to(tl.uint8)
+    store_tile(address, start // 2, (left + 1) // 2, pair, tl.uint8, TILE // 2, MASKED)
+
+
+@triton.jit
 def random16(start, key0, key1, TILE: tl.constexpr):
     """The 16-bit numbers of ``TILE`` elements from ``start`` on, as int32; see :mod:`optwatch.kernels.random`.
 
