@@ -12,13 +12,15 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import optwatch
+import optwatch.optim
 from optwatch.board import SUFFIX, BoardReader
 from optwatch.kernels.cpu.library import LibraryError, library
 from optwatch.optim import AdamW, StepStats
@@ -269,6 +271,36 @@ def peers(package: str) -> Callable[[Sizes, int], Pair]:
     return build
 
 
+def optimizer(name: str, state: str, **options: Any) -> Callable[[Sizes, int], Pair]:
+    """One tensor, an optimizer of ours against torch's of the same name: fused where torch has that, else foreach."""
+    theirs = getattr(torch.optim, name)
+    path = {"fused": True} if "fused" in inspect.signature(theirs).parameters else {"foreach": True}
+
+    def build(sizes: Sizes, process: int) -> Pair:
+        def ours() -> Timed:
+            made = getattr(optwatch.optim, name)
+            return stepping(
+                made(parameters(sizes.peers, torch.float32), state=state, backend="cpu", **options)
+            )
+
+        def other() -> Timed:
+            return stepping(theirs(parameters(sizes.peers, torch.float32), **options, **path))
+
+        return in_turn(ours, other, sizes.rounds, process)
+
+    return build
+
+
+def of_every_optimizer() -> Iterator[Case]:
+    """A row for each optimizer that torch has, too, in fp32 and in int8."""
+    for name, key, options in OPTIMIZERS:
+        shown = "".join(f", {option}={value}" for option, value in options.items())
+        for state, target in (("fp32", 1.05), ("int8", 1.0)):
+            what = f'{name}(16 Mi fp32 parameters{shown}, state="{state}")'
+            build = optimizer(name, state, **options)
+            yield Case(f"{key}-{state}", what, f"torch.optim.{name}, fused or foreach", build, target=target)
+
+
 def many(state: str) -> Callable[[Sizes, int], Pair]:
     """1,000 tensors of 1,000 elements, against torch."""
 
@@ -282,6 +314,16 @@ def many(state: str) -> Callable[[Sizes, int], Pair]:
 
     return build
 
+
+OPTIMIZERS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("Adam", "adam", {}),
+    ("AdamW", "amsgrad", {"amsgrad": True}),
+    ("SGD", "sgd", {"lr": 1e-3}),
+    ("SGD", "sgd-momentum", {"lr": 1e-3, "momentum": 0.9}),
+    ("RMSprop", "rmsprop", {}),
+    ("Adagrad", "adagrad", {}),
+    ("Adadelta", "adadelta", {}),
+)
 
 FUSED = "torch.optim.AdamW(fused=True)"
 BY_HAND = "the same with an fp32 master by hand"
@@ -302,6 +344,7 @@ CASES = (
     Case("many-fp32", '1,000 tensors of 1,000, state="fp32"', FUSED, many("fp32"), target=0.25),
     Case("watched-300", "300 tensors: what watching takes, by its own account", "unwatched", watching_many,
          unit="µs a step"),
+    *of_every_optimizer(),
 )  # fmt: skip
 
 
