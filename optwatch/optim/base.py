@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, overload
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from optwatch.codecs import Codec, StateFormat, codec_for, weight_codec
@@ -123,6 +124,7 @@ class Optimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
+    @_disable_dynamo  # as torch.optim's own methods: a compiled training step calls it as it is
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient; ``closure`` recomputes the loss, which is then returned.
 
@@ -441,9 +443,10 @@ def count_state_bytes(states: Iterable[Mapping[str, Any]], slots: tuple[str, ...
             if not isinstance(tensor, Tensor):
                 continue
             storage = local(tensor).untyped_storage()
-            if storage.data_ptr() in seen and storage.nbytes():
+            address = storage.data_ptr()  # 0 where it is empty or on the meta device
+            if address and address in seen:
                 continue
-            seen.add(storage.data_ptr())
+            seen.add(address)
             slot = max((s for s in slots if key == s or key.startswith(f"{s}_")), key=len, default=key)
             counted[StateKind(slot, _short(tensor.dtype), str(tensor.device))] += storage.nbytes()
     return dict(counted)
