@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import optwatch.optim
 from optwatch.codecs import WEIGHTS
-from optwatch.optim import SGD, AdamW, Lion, Optimizer, StateKind, StepStats
+from optwatch.optim import LAMB, SGD, AdamW, Lion, Optimizer, StateKind, StepStats
 from tests.optim.training import BACKENDS, assert_same, give_gradients, parameters, train
 
 BF16 = torch.bfloat16
@@ -36,7 +36,7 @@ def twins() -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("state", ["fp32", "int8"])
-@pytest.mark.parametrize("kind", [AdamW, SGD, Lion])
+@pytest.mark.parametrize("kind", [AdamW, SGD, Lion, LAMB])
 def test_split16_is_fp32_training_bit_by_bit(kind: type[Optimizer], state: str, backend: str) -> None:
     """The same steps as with fp32 parameters; the bf16 ones are always the nearest."""
     params, masters = twins()
@@ -320,6 +320,22 @@ class TestOptions:
         (model, plain), (_, released) = run(False), run(True)
         assert plain.state_bytes()[StateKind(KEY, "int8", "cpu")] == model[0].weight.numel()
         assert torch.equal(plain.master_state_dict()["0"], released.master_state_dict()["0"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("weights", SPLIT)
+def test_a_skipped_step_leaves_the_correction(weights: str, backend: str) -> None:
+    """Every bit of it, and of the parameter."""
+    param = nn.Parameter(torch.linspace(-1, 1, 5003).to(BF16))
+    optimizer = AdamW([param], lr=1e-4, weights=weights, nonfinite="skip", backend=backend)
+    train(optimizer, [param], range(3))
+    before = param.detach().clone(), optimizer.state[param][KEY].clone()
+    param.grad = torch.full_like(param, torch.nan)
+    optimizer.step()
+    assert torch.equal(param.detach(), before[0])
+    assert torch.equal(optimizer.state[param][KEY], before[1])
+    train(optimizer, [param], range(1))
+    assert not torch.equal(optimizer.state[param][KEY], before[1])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
