@@ -23,6 +23,7 @@ import torch
 from optwatch.hooks.arrivals import Arrivals
 from optwatch.hooks.probe import Guard, Probe
 from optwatch.hooks.scaler import listen
+from optwatch.optim import Optimizer
 
 #: A learning rate that changes more often follows a schedule, and its steps are no events.
 STOOD = 10
@@ -77,7 +78,9 @@ class Occurrences:
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         self._arrivals.poll()
         found = getattr(optimizer, "found_inf", None)  # a scaler's, for a kernel that skips by itself
-        if isinstance(found, torch.Tensor):
+        if isinstance(found, torch.Tensor) and not isinstance(
+            optimizer, Optimizer
+        ):  # which tell in their rows
             self._arrivals.send(found, self._scaled)
         if self._probe.skipped > self._skipped:
             self._skipped = self._probe.skipped
