@@ -210,10 +210,12 @@ DEVICES = Row(
         Panel(
             "Device faults",
             "short",
-            "Whether the device answers, and its ECC errors. Good: up 1, none uncorrected; else drain the host.",
+            "Whether the device answers, its ECC and XID errors. Good: up 1, none uncorrected, no XID; else drain.",
             [
                 devices("device_up", "up {{gpu}}", matchers=RUNS),
                 devices("device.ecc_errors", "ECC {{error}} {{gpu}}", matchers=RUNS),
+                devices("device.xid_errors", "XID errors {{gpu}}", matchers=RUNS),
+                devices("device_xid", "XID {{xid}} {{gpu}}", matchers=RUNS),
             ],
             minimum=0,
             no_value=NO_GPU,

@@ -108,6 +108,7 @@ DEVICE = Row(
                 devices("device.memory.used", "used {{gpu}}"),
                 devices("device.memory.reserved", "reserved {{gpu}}"),
                 devices("device.memory.total", "total {{gpu}}"),
+                latest("process.device_memory", "rank {{rank}} {{gpu}}"),
             ],
             minimum=0,
             no_value=NO_GPU,

@@ -18,9 +18,6 @@ EXEMPT: dict[str, str] = {
     "optwatch.replicas": "a divisor for queries over ranks, not a thing to look at",
     "optwatch.training.tokens": "not every loop counts them: a panel without data would be no use",
     "optwatch.training.samples": "not every loop counts them: a panel without data would be no use",
-    "optwatch.device.xid_errors": "to be put on the dashboard of devices",
-    "optwatch.device_xid": "to be put on the dashboard of devices",
-    "optwatch.process.device_memory": "to be put on the dashboard of devices",
     "optwatch.gradient.norm_before_clipping": "only of optimizers that clip; the norms of the groups show the same",
     "optwatch.gradient_clip.ratio": "only of optimizers that clip",
 }
