@@ -2,9 +2,9 @@
 
     python -m benchmarks agent [--seconds 30]
 
-Eight processes write boards of 300 tensors, ten steps a second, every step with full statistics (the worst case; the
-default samples far fewer), and the agent runs with its default settings. Results go to benchmarks/results/agent.json
-and agent.md.
+Eight processes write boards of 1,000 tensors, twenty steps a second, one in fifty with full statistics (watch()'s
+default), and the agent runs with its default settings. Then a day of jobs that come and go passes on a simulated clock,
+over real boards. Results go to benchmarks/results/agent.json and agent.md.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,22 +40,30 @@ from optwatch.board import (
 from optwatch.metrics.catalogue import CATALOGUE
 
 RESULTS = Path(__file__).parent / "results"
-RANKS, TENSORS, HERTZ = 8, 300, 10.0
+RANKS, TENSORS, HERTZ, EVERY = 8, 1000, 20.0, 50
+SCRAPERS = 10
 ADAMW = {"optimizer": "AdamW"}
 # Figure -> (limit, unit, what it is).
 LIMITS = {
     "start_seconds": (1.0, "s", "from the start of the process to the first answered scrape"),
     "start_cpu_seconds": (None, "s", "CPU time of the agent until then"),
-    "cpu_percent": (5.0, "% of a core", "CPU time of the agent, a scrape every 5 s included"),
-    "resident_mb": (64.0, "MB", "resident memory of the agent at its peak"),
-    "scrape_ms_median": (50.0, "ms", "a scrape that has to be rendered, median"),
-    "scrape_ms_p95": (None, "ms", "the same, 95th percentile"),
+    "cpu_percent": (10.0, "% of a core", "CPU time of the agent, a scrape every 5 s included"),
+    "resident_mb": (96.0, "MB", "resident memory of the agent at its peak"),
+    "samples_dropped": (0.0, "", "steps that were overwritten before the agent read them, of all ranks"),
+    "scrape_ms_median": (None, "ms", "a scrape that has to be rendered, median"),
     "scrape_cpu_ms": (None, "ms", "CPU time of the agent for such a scrape, the polls before it included"),
+    "crowd_ms_median": (None, "ms", "a scrape by each of ten scrapers at once, two rounds a second, median"),
+    "crowd_ms_p99": (50.0, "ms", "the same, 99th percentile"),
     "publish_cheap_us": (60.0, "µs", "BoardWriter.publish without full statistics, median"),
     "publish_full_us": (120.0, "µs", "the same with full statistics, median"),
     "find_agent_us": (None, "µs", "find_agent, median"),
     "series": (None, "", "series in the scrape"),
+    "series_of_a_rank": (300.0, "", "series of the rank that has most"),
     "board_kib": (None, "KiB", "size of a board"),
+    "churn_jobs": (None, "", "jobs of two ranks in a simulated day, a new one every ten minutes"),
+    "churn_growth_mb": (1.0, "MB", "resident memory after that day, over that after its first three hours"),
+    "churn_ranks_most": (None, "", "ranks that were served at once, at most"),
+    "churn_series_left": (0.0, "", "series of ranks that are left when the last grace period is over"),
 }
 
 
@@ -101,12 +111,13 @@ def publisher(writer: BoardWriter, full: bool) -> Callable[[int], None]:
 
 
 def write(directory: str, rank: int) -> None:
-    """A rank: ten steps a second, each with full statistics, until killed."""
-    publish = publisher(BoardWriter.create(directory, schema(rank)), full=True)
+    """A rank: twenty steps a second, until killed."""
+    writer = BoardWriter.create(directory, schema(rank))
+    cheap, full = publisher(writer, full=False), publisher(writer, full=True)
     step = 0
     while True:
         step += 1
-        publish(step)
+        (full if step % EVERY == 1 else cheap)(step)
         time.sleep(1 / HERTZ)
 
 
@@ -153,8 +164,16 @@ def measure_agent(directory: Path, seconds: float) -> dict[str, float]:
             scrapes.append(1e3 * timed(lambda: get(url)))
         found["scrape_cpu_ms"] = 1e3 * (cpu_seconds(agent.pid) - used) / len(scrapes)
         found["scrape_ms_median"] = statistics.median(scrapes)
-        found["scrape_ms_p95"] = statistics.quantiles(scrapes, n=20)[-1]
-        found["series"] = sum(not line.startswith(b"#") for line in get(url).splitlines())
+        crowded = crowd(url, rounds=40)
+        found["crowd_ms_median"] = statistics.median(crowded)
+        found["crowd_ms_p99"] = statistics.quantiles(crowded, n=100)[-1]
+        lines = [line for line in get(url).decode().splitlines() if not line.startswith("#")]
+        found["series"] = len(lines)
+        found["series_of_a_rank"] = max(
+            sum(f'rank="{rank}"' in line for line in lines) for rank in range(RANKS)
+        )
+        dropped = [line for line in lines if line.startswith("optwatch_samples_dropped_total")]
+        found["samples_dropped"] = sum(float(line.split()[-1]) for line in dropped)
         found["resident_mb"] = peak_resident(agent.pid) / 1e6
         found["find_agent_us"] = 1e6 * statistics.median(
             timed(lambda: find_agent(directory)) for _ in range(500)
@@ -165,6 +184,73 @@ def measure_agent(directory: Path, seconds: float) -> dict[str, float]:
             process.kill()
             process.wait()
         log.close()
+
+
+def crowd(url: str, rounds: int) -> list[float]:
+    """Milliseconds of each scrape of so many rounds, in each of which all scrapers ask at once."""
+    taken: list[float] = []
+
+    def ask() -> None:
+        taken.append(1e3 * timed(lambda: get(url)))
+
+    for _ in range(rounds):
+        threads = [threading.Thread(target=ask) for _ in range(SCRAPERS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        time.sleep(0.5)
+    return taken
+
+
+def churn(directory: Path) -> dict[str, float]:
+    """A day of jobs, polled every 10 s of a simulated clock; a job lives for 25 minutes."""
+    from optwatch.agent.boards import Boards
+    from optwatch.agent.collect import Collector
+    from optwatch.agent.nvml import NvmlSampler
+    from optwatch.exporters.prometheus import PrometheusExporter
+
+    tick, between, life, grace, day = 10.0, 600.0, 1500.0, 300.0, 86400.0
+    now, jobs, most, early = 0.0, 0, 0, 0.0
+    time.monotonic = lambda: now
+    boards, exporter = Boards(directory, grace), PrometheusExporter()
+    collector = Collector(boards, NvmlSampler(1.0, 1.0), 300)
+    running: dict[BoardWriter, float] = {}
+    while now < day + life + 2 * grace:
+        if now < day and now % between == 0:
+            jobs += 1
+            for rank in range(2):
+                made = schema(rank)
+                made = replace(made, run={**made.run, "run_id": f"job-{jobs}"})
+                running[BoardWriter.create(directory, made)] = now + life
+        for writer, end in list(running.items()):
+            publisher(writer, full=now % 500 == 0)(int(now))
+            if now >= end:
+                writer.close()
+                del running[writer]
+        boards.poll()
+        most = max(most, len(boards.ranks))
+        if now % 300 == 0:
+            exporter.accept(collector.snapshot())
+            body = exporter.render()[1]
+        if now == 3 * 3600:
+            early = peak_resident(os.getpid())
+        now += tick
+    exporter.accept(collector.snapshot())
+    body = exporter.render()[1]
+    return {
+        "churn_jobs": jobs,
+        "churn_growth_mb": (peak_resident(os.getpid()) - early) / 1e6,
+        "churn_ranks_most": most,
+        "churn_series_left": body.count(b'rank="'),
+    }
+
+
+def measure_churn() -> dict[str, float]:
+    """`churn` in a process of its own, whose memory is nobody else's."""
+    done = subprocess.run([sys.executable, __file__, "--churn"], check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
 
 
 def get(url: str) -> bytes:
@@ -204,7 +290,8 @@ def report(found: dict[str, float], seconds: float) -> str:
     head = [
         "# The agent and the board",
         "",
-        f"{RANKS} boards x {TENSORS} tensors x {HERTZ:g} steps/s, every step with full statistics, for {seconds:g} s.",
+        f"{RANKS} boards x {TENSORS} tensors x {HERTZ:g} steps/s, full statistics every {EVERY} steps,",
+        f"for {seconds:g} s.",
         f"{machine}, load average {os.getloadavg()[0]:.1f} by this and other work.",
         "",
         "    python -m benchmarks agent",
@@ -220,12 +307,16 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--write", nargs=2, metavar=("DIRECTORY", "RANK"), help=argparse.SUPPRESS)
+    parser.add_argument("--churn", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write:
         write(options.write[0], int(options.write[1]))
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="optwatch-benchmark-", dir=memory) as name:
-        found = {**measure_board(Path(name)), **measure_agent(Path(name), options.seconds)}
+        if options.churn:
+            print(json.dumps(churn(Path(name))))
+            return 0
+        found = {**measure_board(Path(name)), **measure_agent(Path(name), options.seconds), **measure_churn()}
     RESULTS.mkdir(exist_ok=True)
     limits = {name: limit for name, (limit, _, _) in LIMITS.items() if limit is not None}
     facts = {

@@ -70,13 +70,16 @@ def wait_for_agent(directory: Path) -> str:
 
 @contextmanager
 def agent(
-    directory: Path, *options: str, environment: Mapping[str, str] | None = None
+    directory: Path, *options: str, environment: Mapping[str, str] | None = None, before: str = ""
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """The address and the process of an agent that polls quickly; its log is ``agent-test.log``."""
+    """The address and the process of an agent that polls quickly; its log is ``agent-test.log``.
+
+    ``before`` is code that the process runs first.
+    """
+    start = "import sys; from optwatch.agent.__main__ import main; sys.exit(main())"
     command = [
         sys.executable,
-        "-m",
-        "optwatch.agent",
+        *(("-c", f"{before}\n{start}") if before else ("-m", "optwatch.agent")),
         "--dir",
         str(directory),
         "--interval",

@@ -33,6 +33,7 @@ class Rank:
         self.dropped = 0
         self.ended: float | None = None  # time.monotonic() at which the writer was gone
         self._first_poll = True
+        self._seen_alive = False
         self._live: Live | None = None
         self._record: Record | None = None
         self._bind(BoardReader(path))
@@ -162,10 +163,11 @@ class Rank:
 
     def _settle(self, living: bool) -> None:
         if living:
-            self.ended = None
+            self.ended, self._seen_alive = None, True
         elif self.ended is None:
-            # A board found dead died when it was last written, not when this agent looked.
-            age = max(0.0, time.time() - self._reader.modified())
+            # A board found dead died when it was last written, not when this agent looked. One that was seen alive
+            # has died just now: its last step may be long ago, and the clock may have been set since.
+            age = 0.0 if self._seen_alive else max(0.0, time.time() - self._reader.modified())
             self.ended = time.monotonic() - age
 
     def _state(self) -> Iterator[tuple[str, Point]]:

@@ -17,7 +17,7 @@ RUN_VARIABLES = ("OPTWATCH_RUN_ID", "TORCHELASTIC_RUN_ID", "SLURM_JOB_ID")
 def run_facts(
     run_id: str | None, environment: Mapping[str, str] = os.environ
 ) -> dict[str, str | int | float]:
-    """run_id, rank, world_size, local_rank, host, job_id, pid and start_time of this process.
+    """run_id, rank, world_size, local_rank, host, job_id, pod, pid and start_time of this process.
 
     ``run_id`` may hold letters, digits, ``.``, ``_`` and ``-``; a ``ValueError`` says so. By default it is taken from
     the launcher, else made up from the time.
@@ -35,9 +35,16 @@ def run_facts(
         "local_rank": _number(environment, "LOCAL_RANK", "SLURM_LOCALID"),
         "host": socket.gethostname(),
         "job_id": environment.get("SLURM_JOB_ID") or environment.get("JOB_NAME") or "",
+        "pod": _pod(environment),
         "pid": os.getpid(),
         "start_time": time.time(),
     }
+
+
+def _pod(environment: Mapping[str, str]) -> str:
+    """The pod's name: POD_NAME by the convention of the downward API, else what Kubernetes calls the host."""
+    inside = "KUBERNETES_SERVICE_HOST" in environment
+    return environment.get("POD_NAME") or (environment.get("HOSTNAME", "") if inside else "")
 
 
 def _torchrun_id(environment: Mapping[str, str]) -> str | None:

@@ -31,7 +31,7 @@ RGPU = (*R, "gpu")
 M = MetricSpec
 
 RUN = (
-    M("optwatch.run", "info", "", "Facts about a rank of a run", (*R, "world_size", "local_rank", "host", "job_id", "pid", "replicas")),
+    M("optwatch.run", "info", "", "Facts about a rank of a run", (*R, "world_size", "local_rank", "host", "job_id", "pod", "pid", "replicas")),
     M("optwatch.run_state", "gauge", "", "1 for the state the rank is in, 0 for the others", (*R, "state")),
     M("optwatch.rank_up", "gauge", "", "1 while the rank's process holds its board, 0 from its death to the end of the grace period", R),
     M("optwatch.step", "gauge", "{step}", "Number of the newest step seen", R),

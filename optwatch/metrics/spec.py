@@ -46,6 +46,7 @@ LABELS: Mapping[str, str] = {
     "local_rank": "ranks of a node",
     "host": "one a rank",
     "job_id": "name or number of the scheduler's job",
+    "pod": "one a rank, in Kubernetes",
     "pid": "one a rank",
     "replicas": "ranks that hold the same tensors",
     "rule": "update rules",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ import pytest
 
 from agent_process import Scrape, agent, eventually, scrape
 from board_samples import Feed, schema
+from nvml_library import build_nvml
 from optwatch.agent import host
 from optwatch.agent.host import in_host_namespace
 from optwatch.agent.nvml import PROCESS_MEMORY, NvmlSampler, _Device
@@ -26,12 +25,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> Path:
     """The folder with the library, built from C."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    assert compiler, "a C compiler is needed to build the stand-in for the driver"
-    folder = tmp_path_factory.mktemp("nvml")
-    source = Path(__file__).with_name("nvml.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libnvidia-ml.so.1", source], check=True)
-    return folder
+    return build_nvml(tmp_path_factory.mktemp("nvml"))
 
 
 class Driver:

@@ -46,3 +46,16 @@ def test_ranks_of_a_nameless_torchrun_share_an_id() -> None:
     ids = {run_facts(None, {**one, "WORLD_SIZE": "2", "RANK": rank})["run_id"] for rank in "01"}
     assert ids == {f"torchrun-{os.getppid()}-29500"}
     assert run_facts(None, {**one, "WORLD_SIZE": "4"})["run_id"] == "torchrun-n1-29500"
+
+
+@pytest.mark.parametrize(
+    ("environment", "pod"),
+    [
+        ({"HOSTNAME": "machine"}, ""),
+        ({"HOSTNAME": "train-0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "train-0"),
+        ({"HOSTNAME": "machine", "KUBERNETES_SERVICE_HOST": "10.0.0.1", "POD_NAME": "train-0"}, "train-0"),
+    ],
+)
+def test_the_pod_is_named_in_kubernetes_only(environment: dict[str, str], pod: str) -> None:
+    """By the downward API, or by its host name; elsewhere a host is no pod."""
+    assert run_facts(None, environment)["pod"] == pod
