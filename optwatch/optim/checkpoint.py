@@ -96,6 +96,7 @@ def _groups(optimizer: Loadable, state_dict: Mapping[str, Any], peer: Peer | Non
     if sizes != wanted:
         raise ValueError(
             f"the checkpoint has parameter groups of {sizes} parameters, the optimizer of {wanted}"
+            + _named_difference(saved, own)
         )
     groups = []
     for old, new in zip(saved, own, strict=True):
@@ -112,6 +113,14 @@ def _groups(optimizer: Loadable, state_dict: Mapping[str, Any], peer: Peer | Non
         optimizer.check_options(group)
         groups.append(group)
     return groups
+
+
+def _named_difference(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> str:
+    """Which parameters one side has and the other has not, where both sides have names."""
+    if not all("param_names" in group for group in (*saved, *own)):
+        return ""
+    found, wanted = ({name for group in groups for name in group["param_names"]} for groups in (saved, own))
+    return f"; it lacks {sorted(wanted - found)[:5]}, and has besides {sorted(found - wanted)[:5]}"
 
 
 def _state(

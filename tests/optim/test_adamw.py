@@ -106,9 +106,67 @@ def _damage_groups(state: dict[str, Any]) -> None:
     state["param_groups"][0]["params"].append(1)
 
 
+def _damage_renamed(state: dict[str, Any]) -> None:
+    state["state"][0]["m"] = state["state"][0].pop("exp_avg")
+
+
+def _damage_codes_lost(state: dict[str, Any]) -> None:
+    state["state"][0]["exp_avg_sq"] = None
+
+
+def _damage_grid_lost(state: dict[str, Any]) -> None:
+    del state["state"][0]["exp_avg_sq_grid"]
+
+
+def _damage_state_list(state: dict[str, Any]) -> None:
+    state["state"] = [state["state"][0]]
+
+
+def _damage_state_flat(state: dict[str, Any]) -> None:
+    state["state"] = state["state"][0]
+
+
+def _damage_no_groups(state: dict[str, Any]) -> None:
+    del state["param_groups"]
+
+
+def _damage_no_params(state: dict[str, Any]) -> None:
+    del state["param_groups"][0]["params"]
+
+
+def _damage_name(state: dict[str, Any]) -> None:
+    state["param_groups"][0]["params"] = [0, 1]
+    state["param_groups"][0]["param_names"] = ["w", "head.bias"]
+
+
+def _damage_option(state: dict[str, Any]) -> None:
+    state["param_groups"][0]["lr"] = -1.0
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
+        (
+            _damage_renamed,
+            r"parameter 'w' does not fit: slot 'exp_avg' should be a tensor of shape \(64, 80\), found no",
+        ),
+        (
+            _damage_codes_lost,
+            "parameter 'w' does not fit: slot 'exp_avg_sq' should be a tensor .* found nothing",
+        ),
+        (
+            _damage_grid_lost,
+            "parameter 'w' does not fit: slot 'exp_avg_sq' has dtype torch.uint8 with no auxiliary",
+        ),
+        (_damage_state_list, "not an optimizer's state dict: 'state' is not a dict of dicts"),
+        (_damage_state_flat, "not an optimizer's state dict: 'state' is not a dict of dicts"),
+        (_damage_no_groups, "not an optimizer's state dict: 'param_groups' is missing"),
+        (_damage_no_params, "not an optimizer's state dict: group 0 has no list 'params'"),
+        (
+            _damage_name,
+            r"groups of \[2\] parameters, the optimizer of \[1\]; it lacks \[\], and has besides \['head.bias'\]",
+        ),
+        (_damage_option, "lr=-1.0 is out of range"),
         (_damage_missing, "parameter 'w' does not fit: slot 'exp_avg_sq' should be a tensor"),
         (
             _damage_shape,
