@@ -50,6 +50,15 @@ class GroupView:
 
 
 @dataclass(frozen=True)
+class EventView:
+    """A kind of run event that has happened."""
+
+    name: str
+    times: int  # on the rank that saw most of them
+    newest: float | None  # Unix time
+
+
+@dataclass(frozen=True)
 class DeviceView:
     """Memory of one GPU, as its driver reports it."""
 
@@ -73,6 +82,8 @@ class RunView:
     overhead_ratio: float | None  # of the training time, over the last scrapes
     mean_overhead_ratio: float | None  # the same, over the whole run
     last_step_time: float | None  # Unix time
+    tokens_per_second: float | None  # of all ranks, over the whole run
+    events: tuple[EventView, ...]  # the newest first
     parameters: float | None
     host_bytes: float | None
     slots: tuple[SlotView, ...]
@@ -145,6 +156,8 @@ class Tracker:
             overhead_ratio=overhead,
             mean_overhead_ratio=_mean_overhead(page, name),
             last_step_time=_largest(page, "optwatch.last_step_timestamp", run_id=name),
+            tokens_per_second=_tokens_per_second(page, name),
+            events=_events(page, name),
             parameters=page.total("optwatch.parameters", run_id=name),
             host_bytes=page.total("optwatch.host_memory.rss", run_id=name),
             slots=tuple(_slots(page, name)),
@@ -238,6 +251,25 @@ def _mean_overhead(page: Page, name: str) -> float | None:
     seconds = page.total("optwatch.step_duration#sum", run_id=name)
     spent = page.total("optwatch.overhead", run_id=name)
     return spent / seconds if seconds and spent is not None else None
+
+
+def _tokens_per_second(page: Page, name: str) -> float | None:
+    """Tokens of all ranks over the time of one: they run at the same time."""
+    tokens = page.total("optwatch.training.tokens", run_id=name)
+    seconds = _largest(page, "optwatch.step_duration#sum", run_id=name)
+    return tokens / seconds if tokens is not None and seconds else None
+
+
+def _events(page: Page, name: str) -> tuple[EventView, ...]:
+    times: dict[str, float] = {}
+    for labels, value in page.select("optwatch.events", run_id=name):
+        times[labels["event"]] = max(value, times.get(labels["event"], 0.0))
+    found = [
+        EventView(event, int(n), _largest(page, "optwatch.last_event_timestamp", run_id=name, event=event))
+        for event, n in times.items()
+        if n
+    ]
+    return tuple(sorted(found, key=lambda event: event.newest or 0.0, reverse=True))
 
 
 def _devices(page: Page) -> tuple[DeviceView, ...]:

@@ -11,13 +11,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from optwatch.cli.snapshot import DeviceView, GroupView, RunView, SlotView, Snapshot
+from optwatch.cli.snapshot import DeviceView, EventView, GroupView, RunView, SlotView, Snapshot
 
 ABSENT = "–"  # not measured, or not measured yet: never shown as zero
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _RULED = box.Box("    \n    \n ── \n    \n ── \n ── \n    \n    \n")  # a rule below the head, no frame
 _SHORT = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _STALE_SECONDS = 30.0
+_EVENTS = 3  # kinds of them that are shown
 _STYLE_OF_STATE = {"running": "green", "finished": "cyan", "failed": "bold red", "lost": "bold red"}
 
 
@@ -31,6 +32,8 @@ def draw(snapshot: Snapshot, url: str, note: str = "") -> RenderableType:
         parts.append(_mismatch(run))
     if run.groups:
         parts += [Text(), _group_table(run)]
+    if run.events:
+        parts.append(Text("; ".join(map(_event, run.events[:_EVENTS])), "dim"))
     if others := snapshot.runs[1:]:
         parts.append(Text(f"also on this agent: {', '.join(other.run_id for other in others)}", "dim"))
     return _panel(Group(*parts), url, note)
@@ -126,7 +129,10 @@ def _facts(run: RunView, devices: tuple[DeviceView, ...]) -> RenderableType:
     memory = [f"host {size(run.host_bytes)}", *(_device(device) for device in devices)]
     table.add_row("run", run.run_id, "state", state)
     table.add_row("step", count(run.step), "loss", loss)
-    table.add_row("speed", f"{number(run.steps_per_second)} steps/s", "memory", ", ".join(memory))
+    speed = f"{number(run.steps_per_second)} steps/s"
+    if run.tokens_per_second is not None:
+        speed += f", {count(run.tokens_per_second)} tokens/s"
+    table.add_row("speed", speed, "memory", ", ".join(memory))
     table.add_row(
         "parameters", count(run.parameters), "watching", f"{percent(run.overhead_ratio)} of the time"
     )
@@ -139,6 +145,13 @@ def _age(run: RunView) -> str:
         return ""
     age = time.time() - run.last_step_time
     return f", newest step {age:.0f} s ago" if age > _STALE_SECONDS else ""
+
+
+def _event(event: EventView) -> str:
+    """What has happened, how often, and how long ago."""
+    times = f" {event.times} times" if event.times > 1 else ""
+    ago = f", {max(time.time() - event.newest, 0):.0f} s ago" if event.newest is not None else ""
+    return f"{event.name.replace('_', ' ')}{times}{ago}"
 
 
 def _device(device: DeviceView) -> str:

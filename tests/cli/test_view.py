@@ -2,11 +2,13 @@
 
 import io
 import math
+import re
+import time
 
 import pytest
 from rich.console import Console
 
-from cli.pages import page
+from cli.pages import RUN, page, sample
 from optwatch.cli.scrape import parse
 from optwatch.cli.snapshot import Snapshot, Tracker
 from optwatch.cli.view import count, curve, draw, line, number, percent, size
@@ -28,6 +30,21 @@ def test_the_view_shows_what_a_run_is_judged_by() -> None:
     ):  # fmt: skip
         assert shown in text, shown
     assert "not stored as asked for" not in text
+
+
+def test_events_and_tokens_are_shown_where_there_are_any() -> None:
+    """How often each happened; nothing of those that did not."""
+    lines = [
+        sample("optwatch.events", 3, **RUN, event="checkpoint"),
+        sample("optwatch.events", 0, **RUN, event="oom"),
+        sample("optwatch.last_event_timestamp", time.time() - 12, **RUN, event="checkpoint"),
+        sample("optwatch.training.tokens", 20_000, **RUN),
+    ]
+    text = drawn("\n".join([page(seconds=20.0).strip(), *lines, ""]))
+    assert re.search(r"checkpoint 3 times, [12]\d s ago", text)
+    assert "oom" not in text
+    assert "tokens/s" in text
+    assert "tokens/s" not in drawn(page())
 
 
 def test_promoted_state_is_called_out() -> None:
