@@ -13,6 +13,11 @@ BOARD = Board(
 
 #: Metrics that are on no panel of any dashboard, each with its reason.
 EXEMPT: dict[str, str] = {
+    "optwatch.estimated_update_quantization_error.ratio": "only of optimizers that are not optwatch's",
+    "optwatch.estimated_quantization_error.ratio": "only of optimizers that are not optwatch's",
+    "optwatch.shadow_update_error.ratio": "only of runs with shadow=",
+    "optwatch.shadow_moment_error.ratio": "only of runs with shadow=",
+    "optwatch.adapter_errors": "0 unless an adapter fails, which the training process says itself",
     "optwatch.scalar": "its names are the training loop's own: a panel of them is made by hand",
     "optwatch.events": "annotations show when each happened; the count is for queries of one's own",
     "optwatch.replicas": "a divisor for queries over ranks, not a thing to look at",

@@ -15,10 +15,6 @@ from optwatch.metrics.fields import CHEAP_FIELDS
 from optwatch.metrics.formulas import present, sums_of
 from optwatch.metrics.spec import MetricSpec
 
-_CHEAP = tuple(spec for spec in CATALOGUE.formed("tensor") if not spec.needs_full)
-_FULL = tuple(spec for spec in CATALOGUE.formed("tensor") if spec.needs_full)
-_SLOT = CATALOGUE.formed("slot")
-
 
 class TableView:
     """The newest rows of one table, and the points made of them.
@@ -32,15 +28,20 @@ class TableView:
         self._fold = fold_to_groups(table)
         # Made once: a scrape has hundreds of points, and their labels never change.
         groups = [tensor.name for tensor in self._fold.table.tensors]
-        own = {**labels, "optimizer": table.optimizer}
+        own = {**labels, "optimizer": table.optimizer, **table.labels}
         self._labels = [{**own, "group": group} for group in groups]
         self._slot_labels = [
             [{**own, "slot": slot, "group": group} for group in groups] for slot in table.slots
         ]
         self._numel = np.array([tensor.numel for tensor in self._fold.table.tensors], dtype=np.float64)
         # Where the first slot is no first moment its angle to the gradient is not summed, and absent is not 0.
-        summed = not any(table.second_moments[:1])
-        self._specs = tuple(spec for spec in _FULL if summed or not _reads(spec, "moment_grad"))
+        absent = {*table.absent, *(("moment_grad",) if any(table.second_moments[:1]) else ())}
+        tensor = [spec for spec in CATALOGUE.formed("tensor", table.family) if not _reads(spec, absent)]
+        self._on_sample = tuple(spec for spec in tensor if spec.needs_full or _reads(spec, table.sampled))
+        self._on_step = tuple(spec for spec in tensor if spec not in self._on_sample)
+        self._of_slot = tuple(
+            spec for spec in CATALOGUE.formed("slot", table.family) if not _reads(spec, absent)
+        )
         self._cheap: NDArray[np.float64] | None = None
         self._full: NDArray[np.float64] | None = None
 
@@ -73,13 +74,13 @@ class TableView:
         # Inf - Inf in the sums of sick rows is a NaN to be shown, not a reason for a warning.
         with np.errstate(all="ignore"):
             if self._cheap is not None:
-                yield from self._level(self._fold.apply(self._cheap), 0, self._labels, _CHEAP)
+                yield from self._level(self._fold.apply(self._cheap), 0, self._labels, self._on_step)
             if self._full is None:
                 return
             merged = self._fold.apply(self._full)
-            yield from self._level(merged, 0, self._labels, self._specs)
+            yield from self._level(merged, 0, self._labels, self._on_sample)
             for index, labels in enumerate(self._slot_labels):
-                yield from self._level(merged, index, labels, _SLOT)
+                yield from self._level(merged, index, labels, self._of_slot)
 
     def _level(
         self,
@@ -98,5 +99,5 @@ class TableView:
                     yield spec.name, Point(own, value)
 
 
-def _reads(spec: MetricSpec, field: str) -> bool:
-    return spec.formula is not None and field in spec.formula.fields
+def _reads(spec: MetricSpec, fields: Iterable[str]) -> bool:
+    return spec.formula is not None and not set(spec.formula.fields).isdisjoint(fields)

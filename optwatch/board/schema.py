@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from optwatch.board.errors import BoardSchemaError
-from optwatch.metrics.fields import CHEAP_FIELDS, SLOT_FIELDS, TENSOR_FIELDS
+from optwatch.metrics.fields import CHEAP_FIELDS, SLOT_FIELDS, STEP, TENSOR_FIELDS
 
 CHEAP_WIDTH = len(CHEAP_FIELDS)
 
@@ -56,6 +56,9 @@ class Table:
 
     ``second_moments[i]`` tells whether slot i holds squares, whose errors are taken on square roots.
     ``replicas`` is the number of ranks that hold the same rows: sums over ranks are divided by it.
+    ``family`` says where the rows come from, and with it which metrics of the catalogue are formed of them; their
+    series carry ``labels`` besides. Fields that this source cannot sum are ``absent``: their columns mean nothing.
+    Those of the cheap ones that only full rows hold are ``sampled``.
     """
 
     optimizer: str
@@ -63,6 +66,15 @@ class Table:
     second_moments: tuple[bool, ...]
     tensors: tuple[TensorInfo, ...]
     replicas: int = 1
+    family: str = STEP
+    labels: Mapping[str, str] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    sampled: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, tuple[tuple[str, str], ...]]:
+        """The identity of the table."""
+        return self.optimizer, self.family, tuple(sorted(self.labels.items()))
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -110,6 +122,10 @@ class Schema:
                     "second_moments": list(t.second_moments),
                     "fields": list(t.fields),
                     "replicas": t.replicas,
+                    "family": t.family,
+                    "labels": dict(t.labels),
+                    "absent": list(t.absent),
+                    "sampled": list(t.sampled),
                     "tensors": [[i.name, i.group, i.numel] for i in t.tensors],
                 }
                 for t in self.tables
@@ -162,6 +178,10 @@ def _table(row: Mapping[str, Any]) -> Table:
         second_moments=tuple(bool(s) for s in row["second_moments"]),
         tensors=tuple(TensorInfo(name, group, int(numel)) for name, group, numel in row["tensors"]),
         replicas=int(row["replicas"]),
+        family=str(row["family"]),
+        labels=_labels(row["labels"]),
+        absent=tuple(row["absent"]),
+        sampled=tuple(row["sampled"]),
     )
     if list(table.fields) != list(row["fields"]):
         raise ValueError("its fields are not the ones of this version")
@@ -190,8 +210,8 @@ def _validate(schema: Schema) -> None:
             _refuse(f"{histogram.name}: bounds must be finite and strictly ascending, got {bounds}")
     for table in schema.tables:
         _validate_table(table)
-    if len({t.optimizer for t in schema.tables}) != len(schema.tables):
-        _refuse("two tables have the same optimizer name")
+    if len({t.key for t in schema.tables}) != len(schema.tables):
+        _refuse("two tables have the same optimizer name, family and labels")
 
 
 def _validate_table(table: Table) -> None:
@@ -207,5 +227,8 @@ def _validate_table(table: Table) -> None:
         _refuse(f"{table.optimizer}: {len(table.slots)} slots but {len(table.second_moments)} second_moments")
     if len(set(table.slots)) != len(table.slots):
         _refuse(f"{table.optimizer}: a slot is named twice: {table.slots}")
+    unknown = {*table.absent, *table.sampled} - {*TENSOR_FIELDS, *SLOT_FIELDS}
+    if unknown:
+        _refuse(f"{table.optimizer}: absent or sampled fields that no row has: {sorted(unknown)}")
     if table.replicas < 1 or any(t.numel < 0 for t in table.tensors):
         _refuse(f"{table.optimizer}: replicas must be at least 1 and numel at least 0")

@@ -29,7 +29,9 @@ class Source(Protocol):
     The lists of series may change; the source then calls :meth:`Publisher.changed`.
     """
 
-    table: Table | None
+    @property
+    def table(self) -> Table | None:
+        """What its rows describe; None if it has none."""
 
     def gauges(self) -> Sequence[tuple[Series, float]]:
         """Each gauge with its value of now; NaN where there is none."""

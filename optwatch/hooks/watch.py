@@ -20,12 +20,14 @@ import torch
 from optwatch.board import BoardError, board_directory
 from optwatch.board.run import run_facts
 from optwatch.board.writer import Values
+from optwatch.codecs import state_format
 from optwatch.hooks.allocator import Allocator
 from optwatch.hooks.context import Context
 from optwatch.hooks.distributed import model_replicas, rank_facts, tensor_replicas
 from optwatch.hooks.groups import GroupBy, Grouping, by_depth, grouping, parameter_names
 from optwatch.hooks.launch import ensure_agent, find_agent
 from optwatch.hooks.occurrences import Occurrences
+from optwatch.hooks.parts import NO_SAMPLING, Sampling
 from optwatch.hooks.probe import Probe
 from optwatch.hooks.publisher import Publisher
 
@@ -57,11 +59,14 @@ def watch(
     groups: GroupBy = None,
     directory: str | os.PathLike[str] | None = None,
     agent: bool = True,
+    shadow: float = 0.0,
+    what_if: str | Sequence[str] = (),
 ) -> Watch:
     """Publish what the optimizer does, step by step, until :meth:`Watch.close` or the end of the process.
 
     Args:
-        optimizer: one or several; of optwatch's own the statistics, of any other its bytes and durations.
+        optimizer: one or several; of optwatch's own the statistics of the kernel, of any other its bytes, durations
+            and gradients, and on sampled steps the moments that an adapter can read.
         model: gives the tensors their names, and through them their groups (by depth).
         run_id: names the run on every series; the same on all ranks. By default the launcher's, else made up.
         every: one of so many steps sums the full statistics; all sum norms of gradient and update.
@@ -71,10 +76,13 @@ def watch(
             function of the name; at most 24, the rest is ``other``. By default six, by depth.
         directory: where the board lies; by default in shared memory, private to the user.
         agent: whether to start the node's agent if none runs.
+        shadow: the share of blocks of quantised state, such as 0.01, of which an fp32 copy is kept and stepped with
+            the same gradients, so that the error that *accumulates* in moments and update can be shown.
+        what_if: storage formats, such as ``"int4"``, whose error is shown on the same blocks.
 
     Raises:
         TypeError: an argument is of the wrong type.
-        ValueError: ``run_id``, ``every``, ``replicas`` or ``groups`` is not valid.
+        ValueError: ``run_id``, ``every``, ``replicas``, ``groups``, ``shadow`` or ``what_if`` is not valid.
 
     Nothing raises after this has returned: what goes wrong in watching ends in one warning, and training goes on.
     """
@@ -83,14 +91,37 @@ def watch(
     for name, value in (("every", every), ("replicas", replicas or 1)):
         if value < 1 or value != int(value):
             raise ValueError(f"{name}={value!r}: expected a whole number of at least 1")
+    sampling = sampling_of(shadow, what_if)
     facts = run_facts(run_id)
-    return begin(optimizers, model, facts, every, replicas, directory, agent, groups=grouping(groups))
+    return begin(
+        optimizers,
+        model,
+        facts,
+        every,
+        replicas,
+        directory,
+        agent,
+        groups=grouping(groups),
+        sampling=sampling,
+    )
+
+
+def sampling_of(shadow: float, what_if: str | Sequence[str]) -> Sampling:
+    """What these arguments of :func:`watch` ask for. Raises ValueError."""
+    names = (what_if,) if isinstance(what_if, str) else tuple(what_if)
+    if not 0 <= shadow <= 1:
+        raise ValueError(f"shadow={shadow!r}: expected a share of the blocks, from 0 to 1")
+    for name in names:
+        state_format(name)
+    if len(set(names)) != len(names) or (names and not shadow):
+        raise ValueError(f"what_if={what_if!r}: expected each format once, and a share of blocks for shadow=")
+    return Sampling(float(shadow), names)
 
 
 def begin(
     optimizers: Sequence[torch.optim.Optimizer], model: torch.nn.Module | None, facts: Mapping[str, object], every: int,
     replicas: int | None, directory: str | os.PathLike[str] | None, agent: bool, say: Callable[[str], None] = _say,
-    automatic: bool = False, groups: Grouping = by_depth,
+    automatic: bool = False, groups: Grouping = by_depth, sampling: Sampling = NO_SAMPLING,
 ) -> Watch:  # fmt: skip
     """Make the watch that :func:`current` then returns; ``say`` is told in a line what goes wrong.
 
@@ -100,7 +131,7 @@ def begin(
     if (before := current()) is not None and before.automatic:
         before.close()
     facts = {**facts, **rank_facts(), "replicas": replicas or model_replicas(model)}
-    made = Watch(model, facts, every, replicas, directory, say, groups)
+    made = Watch(model, facts, every, replicas, directory, say, groups, sampling)
     made.automatic = automatic
     made.add(*optimizers)
     made.start(agent)
@@ -119,11 +150,12 @@ class Watch:
     def __init__(
         self, model: torch.nn.Module | None, facts: Mapping[str, object], every: int, replicas: int | None,
         directory: str | os.PathLike[str] | None, say: Callable[[str], None], groups: Grouping,
+        sampling: Sampling = NO_SAMPLING,
     ) -> None:  # fmt: skip
         self.run_id, self.rank = str(facts["run_id"]), int(str(facts["rank"]))
         self.pid, self._every, self._replicas = os.getpid(), every, replicas
         self.automatic = False
-        self._groups = groups
+        self._groups, self._sampling = groups, sampling
         self._model = weakref.ref(model) if model is not None else lambda: None
         self._closed = threading.Event()
         self._say, self._said = say, set[str]()
@@ -203,10 +235,12 @@ class Watch:
     def _attach(self, optimizer: torch.optim.Optimizer, name: str) -> None:
         assert self._publisher is not None
         probe = Probe(
-            optimizer, name, self._naming, self._every, self._replicas_of, self._publish, self._changed, self._guarded
+            optimizer, name, self._naming, self._every, self._replicas_of, self._publish, self._changed, self._guarded,
+            self._sampling, self._warn,
         )  # fmt: skip
         self._probes.append(probe)
-        self._publisher.add(probe)
+        for source in probe.sources:
+            self._publisher.add(source)
         self._occurrences[name] = Occurrences(optimizer, probe, self._happened, self._guarded)
 
     def _naming(self, optimizer: torch.optim.Optimizer) -> tuple[Sequence[str], Sequence[str]]:
@@ -307,18 +341,20 @@ class Watch:
 
     def _guarded(self, function: Callable[..., None]) -> Callable[..., None]:
         """``function``, with whatever it raises turned into one warning and the end of watching."""
+        quiet = _uncompiled(function)
 
         def call(*args: object) -> None:
             if self._publisher is None or self.pid != os.getpid():
                 return
             try:
-                function(*args)
+                quiet(*args)
             except Exception as error:  # law: watching never raises into step()
                 self._give_up(f"watching ended: {type(error).__name__}: {error}")
 
+        call._torchdynamo_disable = True  # type: ignore[attr-defined]  # noqa: SLF001 - a compiled step just calls it
         return call
 
-    def _publish(self, probe: Probe, rows: Values | None, step: int) -> None:
+    def _publish(self, probe: Probe, rows: Mapping[int, Values], step: int) -> None:
         if self._publisher is None:
             return
         if not all(one.alive for one in self._probes):
@@ -328,7 +364,7 @@ class Watch:
             self._context.stepped()
             if step % self._every == 1 % self._every:
                 self._read_memory()
-        self._publisher.publish(step, {id(probe): rows} if rows is not None else {})
+        self._publisher.publish(step, rows)
 
     def _happened(self, event: str) -> None:
         """Note an event, and publish it at once: there may be no further step."""
@@ -350,7 +386,8 @@ class Watch:
         for probe in [one for one in self._probes if not one.alive]:
             self._spent += probe.overhead
             self._probes.remove(probe)
-            self._publisher.remove(probe)
+            for source in probe.sources:
+                self._publisher.remove(source)
             self._occurrences.pop(probe.name).close()
 
     def _let_go(self) -> None:
@@ -391,6 +428,19 @@ class Watch:
         if isinstance(raised, (torch.OutOfMemoryError, MemoryError)):
             self.event("oom")
         self.close("finished" if raised is None or isinstance(raised, SystemExit) else "failed")
+
+
+def _uncompiled(function: Callable[..., None]) -> Callable[..., None]:
+    """``function`` and what it calls, not compiled where a compiled step calls it; no compiler is imported for it."""
+    disabled: Callable[..., None] | None = None
+
+    def call(*args: object) -> None:
+        nonlocal disabled
+        if disabled is None and "torch._dynamo" in sys.modules:
+            disabled = torch.compiler.disable(function)
+        (disabled or function)(*args)
+
+    return call
 
 
 def unwrapped(optimizer: object) -> torch.optim.Optimizer:

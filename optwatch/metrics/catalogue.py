@@ -11,6 +11,7 @@ could not be read is absent, never zero.
 
 from __future__ import annotations
 
+from optwatch.metrics.fields import ESTIMATE, SHADOW
 from optwatch.metrics.formulas import NUMEL, Cosine, Maximum, Mean, Norm, Ratio, RootMean, RootRatio
 from optwatch.metrics.spec import Catalogue, MetricSpec
 
@@ -91,6 +92,13 @@ STATE_QUALITY = (
     M("optwatch.moment.absmax", "gauge", "", "Largest magnitude of the exact moment", S, formula=Maximum("absmax")),
 )
 
+FROM_BLOCKS = (
+    M("optwatch.estimated_update_quantization_error.ratio", "gauge", "1", "Estimate of update_quantization_error for an optimizer that is not optwatch's: the step is computed once more in fp32 on sampled blocks", G, formula=RootRatio("update_error_sq", "update_sq"), family=ESTIMATE),
+    M("optwatch.estimated_quantization_error.ratio", "gauge", "1", "Estimate of quantization_error for an optimizer that is not optwatch's, from sampled blocks", S, formula=RootRatio("error_sq", "exact_sq"), family=ESTIMATE),
+    M("optwatch.shadow_update_error.ratio", "gauge", "1", "Estimate, from sampled blocks, of the error that has accumulated in the update since watching began: RMS of the update from the stored state minus the one from a state kept in fp32, over RMS of the latter", (*G, "format"), formula=RootRatio("update_error_sq", "update_sq"), family=SHADOW),
+    M("optwatch.shadow_moment_error.ratio", "gauge", "1", "Estimate, from sampled blocks, of the error that has accumulated in a moment since watching began; for second moments in their square roots", (*S, "format"), formula=RootRatio("error_sq", "exact_sq"), family=SHADOW),
+)
+
 DEVICE = (
     M("optwatch.device", "info", "", "Facts about a GPU of this node", ("gpu", "index", "model", "driver"), requires="nvidia"),
     M("optwatch.device_up", "gauge", "", "1 while the driver answers for the device, 0 when it was lost", GPU, requires="nvidia"),
@@ -123,6 +131,7 @@ ALLOCATOR = (
 MONITOR = (
     M("optwatch.build", "info", "", "Version of the agent", ("version", "python")),
     M("optwatch.overhead", "counter", "s", "Time that watching took from the training process", R),
+    M("optwatch.adapter_errors", "counter", "{error}", "Errors in reading an optimizer's state; the first one ends the statistics that needed it, bytes and durations go on", O),
     M("optwatch.samples_dropped", "counter", "{sample}", "Samples that were overwritten before the agent read them", R),
     M("optwatch.series_dropped", "counter", "{series}", "Series left out because the cap for a rank was reached", R),
     M("optwatch.boards_skipped", "counter", "{board}", "Boards that could not be read", ("reason",)),
@@ -141,6 +150,7 @@ CATALOGUE = Catalogue(
         "Gradients": GRADIENTS,
         "Updates": UPDATES,
         "Optimizer state": STATE_QUALITY,
+        "Optimizer state, from sampled blocks": FROM_BLOCKS,
         "Devices": DEVICE,
         "CUDA allocator": ALLOCATOR,
         "The monitor itself": MONITOR,

@@ -30,6 +30,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+#: Where rows come from: the step's own kernel; sampled blocks, recomputed for one step; sampled blocks, recomputed
+#: since the run began.
+STEP, ESTIMATE, SHADOW = "step", "estimate", "shadow"
+FAMILIES = (STEP, ESTIMATE, SHADOW)
+
 #: Summed by every step, in both kernels.
 CHEAP_FIELDS = ("grad_sq", "nonfinite", "update_sq")
 #: Once per tensor; those after ``CHEAP_FIELDS`` only in a step with full statistics.

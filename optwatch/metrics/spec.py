@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from optwatch.metrics.fields import CHEAP_FIELDS, SLOT_FIELDS, TENSOR_FIELDS
+from optwatch.metrics.fields import CHEAP_FIELDS, FAMILIES, SLOT_FIELDS, STEP, TENSOR_FIELDS
 from optwatch.metrics.formulas import NUMEL, Formula
 
 Instrument: TypeAlias = Literal["gauge", "counter", "histogram", "info"]
@@ -32,6 +32,7 @@ LABELS: Mapping[str, str] = {
     "optimizer": "name given to watch(), by default the class name; numbered when a run has several",
     "group": "groups of tensors, by default 6 by depth of the block",
     "slot": "torch's name of the state tensor: exp_avg, exp_avg_sq, ...",
+    "format": "storage formats compared with fp32: the optimizer's own, and that of what_if=",
     "param_group": "index of the optimizer's parameter group",
     "dtype": "storage type as torch names it, without the prefix",
     "device": "torch device of the storage",
@@ -80,6 +81,7 @@ class MetricSpec:
         formula: how the value is formed from summed row fields; None where probe or agent have the number.
         requires: "" or what the family is absent without: ``nvidia`` (NVML), ``cuda`` (torch on a GPU), ``otlp``
             (an agent that pushes).
+        family: which rows `formula` is taken over, see `optwatch.metrics.fields`.
 
     Raises:
         ValueError: a part contradicts another; the message names the metric and what to change.
@@ -93,6 +95,7 @@ class MetricSpec:
     buckets: tuple[float, ...] = ()
     formula: Formula | None = None
     requires: str = ""
+    family: str = STEP
 
     def __post_init__(self) -> None:
         for problem in _problems(self):
@@ -179,6 +182,8 @@ def _value_problems(spec: MetricSpec) -> Iterator[str]:
         yield "a histogram, and only a histogram, lists its buckets"
     if any(a >= b for a, b in zip(spec.buckets, spec.buckets[1:], strict=False)):
         yield f"buckets must rise, got {spec.buckets}"
+    if spec.family not in FAMILIES:
+        yield f"family {spec.family!r} is not one of {FAMILIES}"
     if spec.formula is None:
         return
     if spec.instrument != "gauge":
@@ -237,6 +242,6 @@ class Catalogue(Mapping[str, MetricSpec]):
         """Return the metric that makes the Prometheus series `name` (``..._bucket`` too), or None."""
         return self._samples.get(name)
 
-    def formed(self, level: Level) -> tuple[MetricSpec, ...]:
-        """Return the metrics whose value is formed from rows, for each slot or for each tensor."""
-        return tuple(spec for spec in self._specs.values() if spec.level == level)
+    def formed(self, level: Level, family: str = STEP) -> tuple[MetricSpec, ...]:
+        """Return the metrics whose value is formed from rows of a family, for each slot or for each tensor."""
+        return tuple(spec for spec in self._specs.values() if spec.level == level and spec.family == family)

@@ -7,7 +7,8 @@ from optwatch.optim.adagrad import Adagrad
 from optwatch.optim.adam import Adam
 from optwatch.optim.adamw import AdamW
 from optwatch.optim.ademamix import AdEMAMix
-from optwatch.optim.base import Optimizer, StateKind
+from optwatch.optim.base import Optimizer
+from optwatch.optim.count import StateKind
 from optwatch.optim.lamb import LAMB
 from optwatch.optim.lion import Lion
 from optwatch.optim.replace import replace

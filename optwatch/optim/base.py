@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple, overload
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from optwatch.codecs import Codec, StateFormat, codec_for, weight_codec
 from optwatch.kernels import PlanSpec, check_backend
 from optwatch.optim.binding import Binding, Stale
 from optwatch.optim.checkpoint import load
+from optwatch.optim.count import StateKind, count_bytes, state_leaves
 from optwatch.optim.decisions import Decisions
 from optwatch.optim.formats import by_parameter, check_formats, format_at
 from optwatch.optim.gate import Gate, check_gate, check_release
@@ -32,14 +33,6 @@ from optwatch.rules import Rule
 DTYPES = (torch.float32, torch.bfloat16)
 SCHEMA = 1  # of the state dict; a checkpoint with another one is refused
 STEP_BYTES = 4  # the float32 step counter of each parameter
-
-
-class StateKind(NamedTuple):
-    """What state bytes are counted by."""
-
-    slot: str
-    dtype: str
-    device: str
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -363,7 +356,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_bytes(self) -> dict[StateKind, int]:
         """The bytes of all state tensors as they are, each storage counted once, by slot, dtype and device."""
-        return count_state_bytes(self.state.values(), self.slot_names())
+        return count_bytes(state_leaves(self.state), self.slot_names())
 
     def expected_state_bytes(self) -> dict[StateKind, int]:
         """The bytes that ``state=`` and ``weights=`` ask for, of the parameters stepped so far, by the same keys."""
@@ -432,24 +425,6 @@ class Optimizer(torch.optim.Optimizer):
         for name in ("_release", "max_grad_norm", "nonfinite"):
             self.__dict__.setdefault(name, None)
         self.__dict__.setdefault("state_conversions", 0)
-
-
-def count_state_bytes(states: Iterable[Mapping[str, Any]], slots: tuple[str, ...]) -> dict[StateKind, int]:
-    """The bytes of the storages behind these state dicts, each counted once, under the slot they are found in first."""
-    counted: dict[StateKind, int] = defaultdict(int)
-    seen = set()
-    for state in states:
-        for key, tensor in state.items():
-            if not isinstance(tensor, Tensor):
-                continue
-            storage = local(tensor).untyped_storage()
-            address = storage.data_ptr()  # 0 where it is empty or on the meta device
-            if address and address in seen:
-                continue
-            seen.add(address)
-            slot = max((s for s in slots if key == s or key.startswith(f"{s}_")), key=len, default=key)
-            counted[StateKind(slot, _short(tensor.dtype), str(tensor.device))] += storage.nbytes()
-    return dict(counted)
 
 
 def _short(dtype: torch.dtype) -> str:

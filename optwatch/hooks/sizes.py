@@ -1,0 +1,92 @@
+"""The bytes of what an optimizer holds, as series."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+
+from optwatch.board import Series
+from optwatch.hooks.adapters import Adapter
+from optwatch.optim import Optimizer
+from optwatch.optim.count import count_bytes, state_leaves, storages
+from optwatch.optim.sharded import local
+
+SeriesValues = list[tuple[Series, float]]
+
+
+class Sizes:
+    """Counts the bytes of one optimizer's state, parameters and gradients, each when they can have changed."""
+
+    def __init__(self, name: str, adapter: Adapter) -> None:
+        self.state: SeriesValues = []
+        self.tensors: SeriesValues = []
+        self.gradients: SeriesValues = []
+        self._name, self._adapter = name, adapter
+        self._seen: list[tuple[int, int, int]] = []
+
+    @property
+    def series(self) -> SeriesValues:
+        """All of them."""
+        return self.state + self.tensors + self.gradients
+
+    def read(self, optimizer: torch.optim.Optimizer, full: bool, again: bool = False) -> bool:
+        """Count what has changed; whether there are other series now.
+
+        Of an optimizer that is not ours every step looks whether the state is still the same tensors; ours says so
+        itself, by other layouts (``again``).
+        """
+        before = [series for series, _ in self.series]
+        own = isinstance(optimizer, Optimizer)
+        if again or (not own and self._changed(optimizer)):
+            self.state = state_series(optimizer, self._name, self._adapter)
+            full = True
+        elif own and not self.state:
+            self.state = state_series(optimizer, self._name, self._adapter)
+        if full:
+            self.tensors = tensor_series(optimizer, self._name, ("parameter", "parameters"))
+            self.gradients = tensor_series(optimizer, self._name, ("gradient",))
+        return before != [series for series, _ in self.series]
+
+    def _changed(self, optimizer: torch.optim.Optimizer) -> bool:
+        seen = [
+            (id(t), t.data_ptr() if t.layout == torch.strided else 0, t.nbytes)
+            for _, t in state_leaves(optimizer.state)
+        ]
+        changed, self._seen = seen != self._seen, seen
+        return changed
+
+
+def state_series(optimizer: torch.optim.Optimizer, name: str, adapter: Adapter) -> SeriesValues:
+    """The bytes of the optimizer's state, as found and, for optwatch's own, as asked for."""
+    if isinstance(optimizer, Optimizer):
+        actual, expected = optimizer.state_bytes(), optimizer.expected_state_bytes()
+    else:
+        params = [param for group in optimizer.param_groups for param in group["params"]]
+        leaves = state_leaves(optimizer.state)
+        actual, expected = count_bytes(leaves, adapter.slot_of(optimizer), storages(params)), {}
+    return [
+        (Series(f"optwatch.optimizer.{metric}", {"optimizer": name, **kind._asdict()}), float(number))
+        for metric, counted in (("state", actual), ("state_expected", expected))
+        for kind, number in sorted(counted.items())
+    ]
+
+
+def tensor_series(optimizer: torch.optim.Optimizer, name: str, metrics: Sequence[str]) -> SeriesValues:
+    """Of parameters and gradients the bytes (``parameter``, ``gradient``) and the elements (``parameters``)."""
+    totals: dict[tuple[str, torch.dtype, torch.device], int] = defaultdict(int)
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            for metric in metrics:
+                tensor = param.grad if metric == "gradient" else param
+                if tensor is not None:
+                    tensor = local(tensor)
+                    size = tensor.numel() if metric == "parameters" else tensor.nbytes
+                    totals[metric, tensor.dtype, tensor.device] += size
+    labels = {
+        key: {"optimizer": name, "dtype": str(key[1]).removeprefix("torch."), "device": str(key[2])}
+        for key in totals
+    }
+    series = [(Series(f"optwatch.{key[0]}", labels[key]), float(number)) for key, number in totals.items()]
+    return sorted(series, key=lambda pair: pair[0].key)
