@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from optwatch.optim import Optimizer
-from optwatch.optim.base import count_state_bytes
+from optwatch.optim.count import count_bytes, state_leaves
 
 __all__ = ["assert_state_bytes"]
 
@@ -95,7 +95,7 @@ def _by_slot(optimizer: torch.optim.Optimizer) -> dict[tuple[str, str], int]:
     """Bytes by slot and storage type, the largest first."""
     slots = optimizer.slot_names() if isinstance(optimizer, Optimizer) else ()
     sizes: dict[tuple[str, str], int] = defaultdict(int)
-    for kind, size in count_state_bytes(optimizer.state.values(), slots).items():
+    for kind, size in count_bytes(state_leaves(optimizer.state), slots).items():
         if kind.slot != "step":
             sizes[kind.slot, kind.dtype] += size
     return dict(sorted(sizes.items(), key=lambda item: item[1], reverse=True))
@@ -106,7 +106,7 @@ def _held(optimizer: torch.optim.Optimizer, model: torch.nn.Module | None) -> It
     for number, group in enumerate(optimizer.param_groups):
         given = group.get("param_names") or ()
         for position, param in enumerate(group["params"]):
-            counted = count_state_bytes([optimizer.state.get(param, {})], ())
+            counted = count_bytes(state_leaves({param: optimizer.state.get(param, {})}))
             kinds = {
                 f"{kind.slot} {kind.dtype}": size for kind, size in counted.items() if kind.slot != "step"
             }

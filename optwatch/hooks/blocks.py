@@ -29,7 +29,8 @@ from optwatch.hooks.maths import maths_of, scalars, step_of
 from optwatch.kernels import random
 from optwatch.kernels.plan import DECISION
 from optwatch.metrics.fields import SLOT_FIELDS, TENSOR_FIELDS
-from optwatch.optim import StatsLayout
+from optwatch.optim import Optimizer, StatsLayout
+from optwatch.optim.formats import formats_of
 from optwatch.rules import Rule
 
 #: Elements of a sampled block; a multiple of it where a format's own blocks are longer.
@@ -365,7 +366,8 @@ def _squares(values: Tensor) -> Tensor:
 
 def _name(optimizer: torch.optim.Optimizer, formats: set[str]) -> str:
     """The stored format, as it was asked for where it was."""
-    asked = {
-        str(group.get("state")) for group in optimizer.param_groups if isinstance(group.get("state"), str)
-    }
-    return "+".join(sorted(asked or formats))
+    own = isinstance(optimizer, Optimizer)
+    asked = (
+        {str(state) for group in optimizer.param_groups for state in formats_of(group)} if own else formats
+    )
+    return "+".join(sorted(asked))
