@@ -12,7 +12,7 @@ import pytest
 
 from optwatch.metrics.catalogue import CATALOGUE
 from optwatch.metrics.docs import DEFAULT_PATH, generate
-from optwatch.metrics.fields import CHEAP_FIELDS
+from optwatch.metrics.fields import CHEAP_FIELDS, FAMILIES
 from optwatch.metrics.formulas import Mean, Norm
 from optwatch.metrics.spec import LABELS, Catalogue, MetricSpec, prometheus_name
 
@@ -155,7 +155,7 @@ def test_levels() -> None:
     """Formulas are taken once a tensor or once a slot, as the label says; other metrics have no level."""
     assert {spec.name for spec in CATALOGUE.formed("slot")} >= {"optwatch.moment.norm"}
     assert {spec.name for spec in CATALOGUE.formed("tensor")} >= {"optwatch.gradient.norm"}
-    formed = len(CATALOGUE.formed("slot")) + len(CATALOGUE.formed("tensor"))
+    formed = sum(len(CATALOGUE.formed(level, family)) for level in ("slot", "tensor") for family in FAMILIES)
     assert formed == sum(spec.formula is not None for spec in SPECS)
     assert CATALOGUE["optwatch.rank_up"].level is None
 
