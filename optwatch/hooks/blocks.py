@@ -113,7 +113,8 @@ class _Batch:
     def decide(self, decision: Tensor, stepped: Tensor | None) -> Tensor:
         """Clip and unscale the gradients as the step did; which rows were stepped if it was not skipped."""
         clip, unscale, skipped = (decision[DECISION.index(name)] for name in ("clip", "unscale", "skipped"))
-        self.grad *= (clip * unscale).to(self.grad)
+        # Non-finite elements count as zero, or the step is skipped, or the factor is NaN.
+        self.grad.nan_to_num_(0.0, 0.0, 0.0).mul_((clip * unscale).to(self.grad))
         taken = (skipped == 0).to(self.grad.device)
         return taken.expand(len(self.grad), 1) if stepped is None else stepped & taken
 

@@ -268,3 +268,17 @@ def test_arguments(arguments: dict[str, object], message: str) -> None:
     """Wrong ones are refused at once, by name."""
     with pytest.raises(ValueError, match=message):
         optwatch.watch(AdamW([nn.Parameter(torch.ones(3))]), **arguments)
+
+
+def test_a_shadow_of_clipped_and_skipped_steps(directory: Path) -> None:
+    """It sees the gradients as the step did: its error stays that of eight bits."""
+    params = parameters()
+    optimizer = AdamW(params, lr=LR, betas=BETAS, eps=EPS, state="int8", max_grad_norm=0.5, nonfinite="skip")
+    with optwatch.watch(optimizer, every=1, directory=directory, agent=False, shadow=0.05):
+        steps(optimizer, params, 3)
+        params[0].grad[0, 0] = float("nan")
+        optimizer.step()
+        steps(optimizer, params, 3, first=4)
+        found = points(directory)
+    assert 0 < found["shadow_moment_error.ratio", "int8", "exp_avg"] < 0.03
+    assert 0 < found["shadow_update_error.ratio", "int8"] < 0.05
