@@ -31,6 +31,7 @@ from optwatch.kernels.plan import DECISION
 from optwatch.metrics.fields import SLOT_FIELDS, TENSOR_FIELDS
 from optwatch.optim import Optimizer, StatsLayout
 from optwatch.optim.formats import formats_of
+from optwatch.optim.sharded import local
 from optwatch.rules import Rule
 
 #: Elements of a sampled block; a multiple of it where a format's own blocks are longer.
