@@ -19,7 +19,7 @@ from optwatch.kernels.random import keys
 from optwatch.metrics.fields import TENSOR_FIELDS
 from optwatch.optim.gate import Deferred, Verdict
 from optwatch.optim.layout import flat, flat_copy, memory_order
-from optwatch.optim.sharded import local, shard_number
+from optwatch.optim.sharded import is_cut, local, shard_number
 from optwatch.optim.slots import buffer_key, flat_buffers, lay_out, shaped_like_parameter
 from optwatch.optim.stats import PlanStats, StatsLayout
 from optwatch.optim.weights import KEY, correction_of, flat_correction
@@ -57,6 +57,14 @@ class Binding:
         #: What is stepped: this rank's pieces of parameters that are sharded.
         self.params = params = [local(param) for param in params]
         self._sharded = any(map(operator.is_not, params, self._given))
+        self.cut = any(
+            map(is_cut, self._given)
+        )  # whether a norm of what is here would be none of a whole tensor
+        if self.cut and spec.rule.norms:
+            raise ValueError(
+                f"the rule {spec.rule.name!r} takes norms of whole tensors, and parameters are cut into shards: each "
+                "rank would find another norm; replicate them, or use an optimizer without norms"
+            )
         # The shards of a tensor draw different random numbers.
         shards = np.array([shard_number(param) for param in self._given], np.uint64) << np.uint64(40)
         self._indices = np.array(indices, np.uint64) + shards

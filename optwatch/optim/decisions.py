@@ -97,6 +97,11 @@ class Decisions:
         if not gate.closed or not bindings:
             self.settle(0)
             return None, [None] * len(bindings)
+        if (gate.max_norm is not None or gate.mode is not None) and any(binding.cut for binding in bindings):
+            raise RuntimeError(
+                "max_grad_norm and nonfinite decide from the gradients of this rank, and parameters are cut into "
+                "shards: each rank would decide otherwise; use torch.nn.utils.clip_grad_norm_ before step() instead"
+            )
         sums = [binding.sum_gradients(given) for binding, given in zip(bindings, grads, strict=True)]
         decision = gate.decide(sums)
         culprits = None

@@ -5,7 +5,7 @@ plans, whatever their groups, types and devices, follows one decision. The step 
 factor where it reads it; gradients are not written, and a gradient is its own value before clipping in all statistics.
 
 Under a process group every rank decides from the gradients that it holds. With replicas (DDP) those are the same on all
-ranks and so is the decision; where parameters are sharded they are not, and the norm is that of the local pieces.
+ranks and so is the decision. Where parameters are cut into shards (DTensor) they are not, and it is refused.
 """
 
 from __future__ import annotations

@@ -27,6 +27,15 @@ def is_sharded(tensor: object) -> bool:
     return isinstance(tensor, Tensor) and hasattr(tensor, "placements")
 
 
+def is_cut(tensor: Tensor) -> bool:
+    """Whether this rank holds but a piece of a tensor, or terms of a sum, so that a norm of it is none of the whole."""
+    if not is_sharded(tensor):
+        return False
+    mesh = tensor.device_mesh  # type: ignore[attr-defined]
+    placements = enumerate(tensor.placements)  # type: ignore[attr-defined]
+    return any(mesh.size(dim) > 1 and not place.is_replicate() for dim, place in placements)
+
+
 @torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
     """The piece of a tensor that this rank holds: the tensor itself unless it is a DTensor. No copy."""

@@ -14,7 +14,7 @@ from optwatch.kernels import backend
 from tests.kernels.agreement import few_cases
 
 ROOT = Path(__file__).parents[2]
-FILES = ("interpreted.py", "interpreted_rules.py")
+FILES = ("interpreted.py", "interpreted_rules.py", "interpreted_gate.py")
 
 
 def interpret(file: str, *options: str) -> None:

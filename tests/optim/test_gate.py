@@ -15,7 +15,7 @@ from torch import nn
 from optwatch import optim
 from optwatch.codecs import FORMATS
 from optwatch.kernels.plan import DECISION
-from optwatch.optim import StepStats
+from optwatch.optim import StepStats, binding
 from optwatch.rules import RULES
 from tests.kernels.agreement import formats
 from tests.optim.test_oracles import ROWS, Row, backends_of
@@ -272,3 +272,73 @@ def test_a_scaler_and_release_are_refused() -> None:
     scaled(optimizer)
     with pytest.raises(RuntimeError, match=r"release_gradients\(\) and a loss scaler exclude each other"):
         optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        (optim.SGD, {"max_grad_norm": 1.0}, "cut into shards: each rank would decide otherwise"),
+        (optim.SGD, {"nonfinite": "skip"}, "cut into shards: each rank would decide otherwise"),
+        (optim.LAMB, {}, "the rule 'lamb' takes norms of whole tensors, and parameters are cut into shards"),
+    ],
+)
+def test_shards_are_refused(
+    kind: type[optim.Optimizer], options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A norm of a piece is none of the tensor. That one is cut is pretended: it takes several ranks."""
+    monkeypatch.setattr(binding, "is_cut", lambda tensor: True)
+    params = parameters()
+    give_gradients(params, 0)
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        kind(params, **options).step()
+
+
+@pytest.mark.parametrize("name", ["cpu"])
+def test_clipping_takes_no_memory_of_a_parameters_size(name: str) -> None:
+    """Neither for the norm nor for the clipped gradient, which is never written."""
+    param = nn.Parameter(torch.randn(1 << 20))
+    optimizer = optim.LAMB([param], state="int8", backend=name, max_grad_norm=1.0, nonfinite="zero")
+    param.grad = torch.randn(1 << 20)
+    optimizer.step()
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        optimizer.step()
+        torch.empty(1 << 18)
+    taken = [event.cpu_memory_usage for event in profile.events()]
+    assert max(taken) == 1 << 20, "of a quarter of the parameter, and the only one that large"
+    assert sum(size > 1 << 16 for size in taken) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", [None, "skip", "zero", "raise"])
+def test_nothing_waits_for_the_device(mode: str | None) -> None:
+    """Torch raises for whatever would, over steps that clip, and skip if they may."""
+    params = [nn.Parameter(torch.randn(5000, device="cuda")) for _ in range(3)]
+    optimizer = optim.AdamW(params, state="int8", max_grad_norm=1.0, nonfinite=mode)
+    grads = [[torch.randn_like(p) for p in params] for _ in range(6)]
+    if mode is not None:
+        grads[2][1][7] = math.nan
+    step_once = forgiving(optimizer.step) if mode == "raise" else optimizer.step
+    for step, given in enumerate(grads):
+        for p, grad in zip(params, given, strict=True):
+            p.grad = grad
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        step_once()
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(p.isfinite().all() for p in params)
+    if mode in ("skip", "raise"):
+        assert optimizer.state_dict()["state"][0]["step"] < 6
+
+
+def forgiving(step: Callable[[], None]) -> Callable[[], None]:
+    """``step`` without the error of the one before."""
+
+    def stepping() -> None:
+        try:
+            step()
+        except RuntimeError as error:
+            if "were not finite" not in str(error):
+                raise
+
+    return stepping
