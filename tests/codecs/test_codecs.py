@@ -98,13 +98,17 @@ def test_cubic_magnitudes_too_small_to_tell_apart_are_zero() -> None:
     assert not buffers["scale"].any()
 
 
-def test_cubic_error_is_half_a_code() -> None:
-    """The cube root of the stored value is within half a code of the exact one's."""
-    values = sample(Kind.SIGNED, 1 << 16)
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+def test_cubic_takes_the_nearest_value(spread: float) -> None:
+    """To a hundredth of the way between two of them, for the smallest code to a thirtieth."""
+    values = sample(Kind.SIGNED, 1 << 16) * torch.exp(spread * sample(Kind.SIGNED, 1 << 16, 1.0).flip(0))
     stored, buffers = round_trip(CUBIC, values)
-    scale = buffers["scale"].float().repeat_interleave(128).double()
-    roots = [(x.double().abs() / scale).pow(1 / 3) * 127 for x in (values, stored)]
-    assert (roots[0] - roots[1]).abs().max() <= 0.5 + 1e-4
+    unit = buffers["scale"].float().repeat_interleave(128).double() / 127**3
+    x, code = values.double().abs() / unit, buffers["codes"].double().abs()
+    upper, lower = ((code + 1) ** 3 + code**3) / 2, ((code - 1).clamp(min=0) ** 3 + code**3) / 2
+    slack = torch.where(code <= 1, 0.03, 0.01)
+    assert (x <= upper + slack * ((code + 1) ** 3 - code**3))[code < 127].all()
+    assert (x >= lower - slack * (code**3 - (code - 1) ** 3)).all()
     assert not ((values < 0) & (stored > 0) | (values > 0) & (stored < 0)).any()
 
 

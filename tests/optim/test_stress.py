@@ -9,7 +9,7 @@ import torch
 
 from optwatch.optim import AdamW
 from tests.optim.training import BACKENDS, FORMATS_ON_BACKENDS
-from tests.scenarios import BETA1, BETA2, EPS, SCENARIOS, compare, drift
+from tests.scenarios import BETA1, BETA2, EPS, SCENARIOS, Scenario, compare, drift
 
 
 class Limit(NamedTuple):
@@ -96,6 +96,12 @@ def test_the_update_is_kept(state: str, backend: str, name: str, limit: Limit) -
     assert result.nrmse <= limit.nrmse
     assert limit.rms[0] < result.rms < limit.rms[1]
     assert limit.largest[0] < result.largest < limit.largest[1]
+
+
+def test_int8_keeps_small_moments_of_a_wide_block() -> None:
+    """Codes to the nearest root instead of the nearest value would make them up to eight times larger: 0.9."""
+    wide = Scenario(spread=3.0, scale=1e-4, steps=300, change=None, silent=0.0, limit=0.4)
+    assert compare(make("int8", "cpu"), wide).nrmse <= wide.limit
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,9 @@ inline void cubic_store(const Part& part, int n, const float* exact, const Note&
     }
     in_packs(length, [=](int i, auto size) {
       const auto x = load_pack<size.value>(exact + start + i);
-      const auto code = cbrt_times_127(x * inverse);
+      const auto root = cbrt_times_127(x * inverse);
+      const auto code =
+          each(root, [](Float r) { return maximum(fma(reciprocal_nearly(r), splat(-0.25f), r), Float{}); });
       store_bytes(codes + start + i,
                   each(code, x, [](Float c, Float a) { return nearest(as_float(bits(c) | (bits(a) & kSignBit))); }));
     });
@@ -117,6 +119,8 @@ struct LogReader {
     const float* grid = log_grid(part, index);
     lowest = grid[0] * factor;
     step = grid[1];
+    // Near the end of fp32's range the last bits must not carry the largest value beyond it.
+    if (static_cast<float>((bits(grid[0]) >> 23) - 127) + 254 * step > 126) lowest *= 1 - 0x1p-20f;
 #if defined(__AVX512F__)
     const Floats<2> tables = exp2(Floats<2>{count_up() * 16.0f, count_up() - 1.0f} * step);
     coarse = (__m512)(lowest * tables.v[0]);

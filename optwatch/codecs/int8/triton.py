@@ -71,6 +71,7 @@ def store_cubic(
     inverse = tl.where(kept, reciprocal(rounded, MATH), 0.0)
     relative = unit_product(magnitude, per_element(inverse, CUBIC), MATH)
     root = fast_exp2(tl.fma(fast_log2(relative, MATH), 1 / 3, LOG2_127), MATH)
+    root = tl.maximum(tl.fma(fast_reciprocal(root, MATH), -0.25, root), 0.0)
     integer = copy_sign(root, x) + ROUND
     store_tile(codes, start, left, as_bits(integer).to(tl.int8), tl.int8, TILE, MASKED)
     value = tl.where(largest < SMALLEST, 0.0, tl.where(kept, rounded, NAN))

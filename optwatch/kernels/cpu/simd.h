@@ -136,6 +136,19 @@ OPTWATCH_INLINE Float sqrt_of_finite(Float x) {
 #endif
 }
 
+// 1 / x to three digits or more; infinity for 0.
+OPTWATCH_INLINE Float reciprocal_nearly(Float x) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_rcp14_ps((__m512)x);
+#elif defined(__AVX2__)
+  return (Float)_mm256_rcp_ps((__m256)x);
+#elif defined(__SSE2__)
+  return (Float)_mm_rcp_ps((__m128)x);
+#else
+  return 1.0f / x;
+#endif
+}
+
 // Towards zero; the value must fit.
 OPTWATCH_INLINE Int truncate(Float x) {
 #if defined(__AVX512F__)
