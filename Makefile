@@ -79,7 +79,7 @@ format: $(VENV)/.dev ## put everything into the house format
 	git ls-files '*.h' '*.cpp' | xargs --no-run-if-empty $(BIN)/clang-format -i
 
 .PHONY: generate
-generate: $(VENV)/.test ## write docs/metrics.md, the dashboard and the rules from the catalogue
+generate: $(VENV)/.test ## write docs/metrics.md, the dashboards and the rules from the catalogue
 	$(BIN)/python tools/generate.py
 
 .PHONY: bench

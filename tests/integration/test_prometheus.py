@@ -102,7 +102,10 @@ def _targets() -> Iterator[tuple[str, str]]:
     for panel in (panel for board in BOARDS for panel in board["panels"]):
         for target in panel.get("targets", ()):
             expr = target["expr"].replace("$__rate_interval", "20s").replace("$__range", "1m")
-            specs = [CATALOGUE.sample(found.name) for found in selectors(promql_parser.parse(expr))]
+            names = [found.name for found in selectors(promql_parser.parse(expr))]
+            if names == ["ALERTS"]:  # none is what a healthy run shows
+                continue
+            specs = [CATALOGUE.sample(name) for name in names]
             if not any(spec is not None and spec.requires for spec in specs):
                 yield panel["title"], expr
 
