@@ -298,6 +298,11 @@ def parameters(optimizer: torch.optim.Optimizer) -> list[Parameter]:
     ]
 
 
+def _piece(tensor: Tensor) -> Tensor:
+    """:func:`local` without its cost for the many that are no DTensor."""
+    return local(tensor) if is_sharded(tensor) else tensor
+
+
 def _plain(optimizer: torch.optim.Optimizer, param: Tensor) -> Mapping[str, Any]:
     state: dict[str, Any] = optimizer.state.get(param, {})
     if not is_sharded(param):
@@ -309,7 +314,7 @@ def _plain(optimizer: torch.optim.Optimizer, param: Tensor) -> Mapping[str, Any]
 
 def _members(optimizer: torch.optim.Optimizer) -> list[_Member]:
     return [
-        _Member(index, local(param), flat_gradient(param), state, group)
+        _Member(index, _piece(param), flat_gradient(param), state, group)
         for index, (param, state, group) in enumerate(parameters(optimizer))
         if param.grad is not None and param.numel()
     ]
@@ -318,7 +323,7 @@ def _members(optimizer: torch.optim.Optimizer) -> list[_Member]:
 def flat_gradient(param: Tensor) -> Tensor:
     """The gradient of ``param``, its local piece, flat in the order of the parameter; of a sparse one the values."""
     assert param.grad is not None
-    grad, own = local(param.grad), local(param)
+    grad, own = _piece(param.grad), _piece(param)
     if grad.layout != torch.strided:
         return grad.coalesce().values().reshape(-1)
     if grad.is_contiguous() and own.is_contiguous():
