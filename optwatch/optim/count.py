@@ -6,11 +6,13 @@ import types
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from optwatch.optim.sharded import is_sharded, local
 
 #: Values that hold no tensor; most of what is no tensor is one of them.
 _PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.Size)
@@ -56,6 +58,9 @@ def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
     if isinstance(value, _PLAIN) or id(value) in seen:
         return
     seen.add(id(value))
+    if is_sharded(value):  # its mesh, which it lists among its parts, is no state
+        yield from _tensors(local(cast("Tensor", value)), seen)
+        return
     if isinstance(value, Tensor):
         names: list[str] = value.__tensor_flatten__()[0] if _wraps(value) else []  # type: ignore[attr-defined]
         for name in names:
