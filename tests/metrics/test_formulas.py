@@ -86,6 +86,13 @@ DEFINITIONS = {
     "moment.rms": lambda t, x, y: _rms(x),
     "moment.absmax": lambda t, x, y: np.abs(x).max(),
 }
+# What is estimated or accumulated on sampled blocks is the same ratio over other elements.
+DEFINITIONS |= {
+    "estimated_update_quantization_error.ratio": DEFINITIONS["update_quantization_error.ratio"],
+    "estimated_quantization_error.ratio": DEFINITIONS["quantization_error.ratio"],
+    "shadow_update_error.ratio": DEFINITIONS["update_quantization_error.ratio"],
+    "shadow_moment_error.ratio": DEFINITIONS["quantization_error.ratio"],
+}
 #: Those of a slot that are about the second moment itself; the others are about its square root.
 PLAIN = {"moment.mean", "moment.absmax"}
 

@@ -320,7 +320,8 @@ def test_the_constructor_is_torchs(name: str) -> None:
     theirs = list(inspect.signature(getattr(torch.optim, name)).parameters.values())
     for mine, other in zip(ours, theirs, strict=False):
         assert (mine.name, mine.default, mine.kind) == (other.name, other.default, other.kind)
-    assert [p.name for p in ours[len(theirs) :]] == ["state", "seed", "backend", "max_grad_norm", "nonfinite"]
+    own = ["state", "weights", "seed", "backend", "max_grad_norm", "nonfinite"]
+    assert [p.name for p in ours[len(theirs) :]] == own
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class CpuBackend:
             return f"it has room for {_MAX_SLOTS} slots, the rule {spec.rule.name!r} has {len(spec.codecs)}"
         needed = [("rule", spec.rule.name)]
         needed += [("codec", codec.name) for codec in (*spec.codecs, spec.weight)]
-        needed += [("type", _type_name(spec.grad_dtype))]
+        needed += [("type", _type_name(dtype)) for dtype in (spec.param_dtype, spec.grad_dtype)]
         missing = [f"{kind} {name!r}" for kind, name in needed if not loaded.has(kind, name)]
         return f"it has no kernel for {', '.join(missing)}" if missing else None
 
