@@ -63,6 +63,8 @@ class Agent:
         self._collector = Collector(self._boards, self._nvml, settings.series, *values)
         self._prometheus = PrometheusExporter()
         self._guard = threading.Lock()  # of the boards and of all that is made from them
+        # Taken before the guard: an older poll must not replace what a newer one's scrape says.
+        self._rendering = threading.Lock()
         self._snapshot: Snapshot | None = None  # of the newest poll, made when first asked for
         self._polled = self._busy = time.monotonic()
         self._stopping = threading.Event()
@@ -91,6 +93,8 @@ class Agent:
         while not self._stopping.wait(self._settings.interval):
             try:
                 self._poll()
+                if self._prometheus.wanted:
+                    self._refresh()
                 self._hand_out()
             except Exception:  # one sick board or file system must not take the others' metrics with it
                 log.exception("the boards could not be read")
@@ -154,20 +158,36 @@ class Agent:
             "/tensors": self._tensors,
         }
 
-    def _metrics(self, request: Request) -> Response:
-        started = time.perf_counter()
-        with self._guard:
-            fresh = self._snapshot is None
-            self._prometheus.accept(self._newest())
-            content_type, body = self._prometheus.render(request.accept)
+    def _refresh(self, accept: str | None = None) -> None:
+        """Render the newest poll in the formats that are asked for, and in ``accept``'s; the boards are free then."""
+        with self._rendering:
+            started = time.perf_counter()
+            with self._guard:
+                fresh = self._snapshot is None
+                snapshot = self._newest()
+            self._prometheus.accept(snapshot)
+            if accept is not None:
+                self._prometheus.render(accept)
             if fresh:
                 self._collector.scrape_seconds = time.perf_counter() - started
-        return Response(200, content_type, body)
+
+    def _metrics(self, request: Request) -> Response:
+        """Where scrapes are usual these are bytes already, and nobody waits for the boards."""
+        if self._late > 0:  # what is stale must not pass for fresh
+            return self._healthy(request)
+        if not self._prometheus.wanted:
+            self._refresh(request.accept)
+        return Response(200, *self._prometheus.render(request.accept))
+
+    @property
+    def _late(self) -> float:
+        """Seconds since the boards were last read, 0 while that is not long ago."""
+        late = time.monotonic() - self._polled
+        return late if late > 10 * self._settings.interval + 10 else 0.0
 
     def _healthy(self, _: Request) -> Response:
         """Unwell when polling has stood still, for a reason such as a file system that hangs."""
-        late = time.monotonic() - self._polled
-        if late > 10 * self._settings.interval + 10:
+        if late := self._late:
             return Response.text(503, f"boards were last read {late:.0f} s ago")
         return Response.text(200, "ok")
 

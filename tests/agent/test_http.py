@@ -19,6 +19,10 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from agent_process import agent, eventually, get
 from board_samples import Feed, schema
 from optwatch.agent import server
+from optwatch.agent.boards import Boards
+from optwatch.agent.election import Election
+from optwatch.agent.service import Agent
+from optwatch.agent.settings import Settings
 from optwatch.board import BoardWriter
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -78,6 +82,44 @@ def test_concurrent_scrapers_get_the_same_bytes(tmp_path: Path) -> None:
             thread.join()
     assert len(bodies) == 8
     assert len(set(bodies)) == 1
+
+
+def test_a_scrape_does_not_wait_for_the_boards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a poll hangs, scrapers get what the last one found; when that is long ago, 503 and no old values."""
+    feed = Feed(BoardWriter.create(tmp_path, schema()))
+    feed.publish(3)
+    hang_now, hangs, go_on = threading.Event(), threading.Event(), threading.Event()
+    poll = Boards.poll
+
+    def hang(boards: Boards) -> None:
+        if hang_now.is_set():
+            hangs.set()
+            go_on.wait()
+        poll(boards)
+
+    monkeypatch.setattr(Boards, "poll", hang)
+    election = Election(tmp_path)
+    assert election.win()
+    served = Agent(tmp_path, Settings(port=0, interval=0.01, store="off"))
+    url = served.start(election)
+    thread = threading.Thread(target=served.run)
+    thread.start()
+    try:
+        assert b"optwatch_step{" in get(url)[1]
+        hang_now.set()
+        assert hangs.wait(20)
+        assert b"optwatch_step{" in get(url)[1]
+        passed = time.monotonic() + 60
+        monkeypatch.setattr("optwatch.agent.service.time.monotonic", lambda: passed)
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            get(url)
+    finally:
+        monkeypatch.undo()
+        go_on.set()
+        served.stop()
+        thread.join()
+        election.resign()
+        served.close()
 
 
 def test_health_and_readiness(address: str) -> None:

@@ -76,3 +76,49 @@ def test_rendered_once_per_snapshot() -> None:
     assert exporter.render()[1] is body
     exporter.accept({"optwatch.loss": [point("optwatch.loss", 3.0)]})
     assert exporter.render()[1] != body
+
+
+class Counted(dict):
+    """A snapshot that counts how often it is rendered."""
+
+    renderings = 0
+
+    def get(self, key, default=None):
+        """The points of a metric; each rendering asks for each metric once."""
+        self.renderings += key == "optwatch.loss"
+        return super().get(key, default)
+
+
+def test_rendered_before_it_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the formats that were asked for within a minute, two at most; a scrape then renders nothing."""
+    exporter, now = PrometheusExporter(), 0.0
+    monkeypatch.setattr("optwatch.exporters.prometheus.time.monotonic", lambda: now)
+
+    def accepted() -> Counted:
+        exporter.accept(made := Counted({"optwatch.loss": [point("optwatch.loss", now)]}))
+        return made
+
+    assert not exporter.wanted
+    first = accepted()
+    assert first.renderings == 0
+    for _ in range(3):
+        exporter.render()
+    assert first.renderings == 1
+    exporter.render(OPENMETRICS)
+    assert first.renderings == 2
+
+    now = 59.0
+    second = accepted()
+    assert second.renderings == 2
+    assert f"{now}" in exporter.render()[1].decode()
+    assert second.renderings == 2
+
+    now = 61.0
+    assert accepted().renderings == 1  # OpenMetrics was last wanted at 0
+    for version in ("1.0.1", "1.0.2", "1.0.3"):
+        exporter.render(f"application/openmetrics-text; version={version}")
+    assert accepted().renderings == 2
+
+    now = 122.0
+    assert not exporter.wanted
+    assert accepted().renderings == 0
