@@ -50,7 +50,7 @@ LIMITS = {
     "cpu_percent": (10.0, "% of a core", "CPU time of the agent, a scrape every 5 s included"),
     "resident_mb": (96.0, "MB", "resident memory of the agent at its peak"),
     "samples_dropped": (0.0, "", "steps that were overwritten before the agent read them, of all ranks"),
-    "scrape_ms_median": (None, "ms", "a scrape that has to be rendered, median"),
+    "scrape_ms_median": (None, "ms", "a scrape of a newer poll, median"),
     "scrape_cpu_ms": (None, "ms", "CPU time of the agent for such a scrape, the polls before it included"),
     "crowd_ms_median": (None, "ms", "a scrape by each of ten scrapers at once, two rounds a second, median"),
     "crowd_ms_p99": (50.0, "ms", "the same, 99th percentile"),
@@ -160,7 +160,7 @@ def measure_agent(directory: Path, seconds: float) -> dict[str, float]:
         scrapes = []
         used = cpu_seconds(agent.pid)
         for _ in range(40):
-            time.sleep(0.55)  # longer than between two polls: each scrape has to be rendered
+            time.sleep(0.55)  # longer than between two polls
             scrapes.append(1e3 * timed(lambda: get(url)))
         found["scrape_cpu_ms"] = 1e3 * (cpu_seconds(agent.pid) - used) / len(scrapes)
         found["scrape_ms_median"] = statistics.median(scrapes)
