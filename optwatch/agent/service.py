@@ -21,7 +21,7 @@ from optwatch.agent.nvml import NvmlSampler
 from optwatch.agent.server import Page, Request, Response, Server
 from optwatch.agent.settings import Settings
 from optwatch.agent.webconfig import WebConfig
-from optwatch.board import board_directory, secure_directory
+from optwatch.board import BoardDirectoryError, board_directory, may_serve, secure_directory
 from optwatch.exporters.base import Exporter, Snapshot, Values
 from optwatch.exporters.otlp import OtlpError, OtlpExporter, OtlpSettings
 from optwatch.exporters.prometheus import PrometheusExporter
@@ -244,10 +244,15 @@ def serve(directory: str | os.PathLike[str] | None = None, settings: Settings | 
     """Be the agent of ``directory`` (None: the user's own) until idle, or for ever.
 
     Returns False at once if another process is the agent of this directory. Raises BoardDirectoryError if the
-    directory is not private or not writable, OSError if no port can be bound or a file that was asked for cannot be
-    made, OtlpError or WebConfigError if OTLP or a web-config file was asked for and cannot be used.
+    directory is not private or not writable, or shared by another user; OSError if no port can be bound or a file
+    that was asked for cannot be made; OtlpError or WebConfigError if OTLP or a web-config file was asked for and
+    cannot be used.
     """
     root = board_directory() if directory is None else secure_directory(directory)
+    if not may_serve(root):
+        raise BoardDirectoryError(
+            f"{root}: is shared; its agent runs as its owner, user {root.stat().st_uid}"
+        )
     election = Election(root)
     if not election.win():
         log.info("another agent serves %s", root)

@@ -4,7 +4,15 @@ The bytes are described in `optwatch.board.layout`. Needs numpy and the standard
 """
 
 from optwatch.board.address import find_agent
-from optwatch.board.directory import ENVIRONMENT, SUFFIX, board_directory, board_name, secure_directory
+from optwatch.board.directory import (
+    ENVIRONMENT,
+    SUFFIX,
+    board_directory,
+    board_name,
+    is_shared,
+    may_serve,
+    secure_directory,
+)
 from optwatch.board.errors import (
     BoardBusyError,
     BoardCorruptError,
@@ -63,5 +71,7 @@ __all__ = [
     "find_agent",
     "fit",
     "fold_to_groups",
+    "is_shared",
+    "may_serve",
     "secure_directory",
 ]

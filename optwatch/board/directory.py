@@ -1,8 +1,9 @@
-"""Where boards live: a private directory in shared memory, per user."""
+"""Where boards live: a private directory in shared memory, per user; or one shared with a group."""
 
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import re
 import stat
@@ -13,7 +14,10 @@ from optwatch.board.errors import BoardDirectoryError, BoardSchemaError
 
 SUFFIX = ".board"
 ENVIRONMENT = "OPTWATCH_DIR"
+GROUP = "OPTWATCH_GROUP"
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# Setgid: boards are the group's. Sticky: members cannot remove or replace each other's boards.
+_SHARED = 0o3770
 
 
 def board_directory() -> Path:
@@ -41,7 +45,8 @@ def secure_directory(path: str | os.PathLike[str]) -> Path:
     """Make the directory (mode 0700) if needed and check it.
 
     Raises BoardDirectoryError if it is a symlink, belongs to another user, can be written by others, or is not
-    writable: names in a shared /dev/shm can be squatted.
+    writable: names in a shared /dev/shm can be squatted. A directory of mode 3770 of the group that
+    ``OPTWATCH_GROUP`` names may be another user's.
     """
     path = Path.cwd() / path  # not resolved: a symlink is to be seen
     try:
@@ -51,20 +56,55 @@ def secure_directory(path: str | os.PathLike[str]) -> Path:
         status = os.lstat(path)
     except OSError as error:
         raise BoardDirectoryError(f"{path}: cannot be made: {error.strerror}; set {ENVIRONMENT}") from error
+    if problem := _problem(path, status):
+        raise BoardDirectoryError(f"{path}: {problem}; remove it or set {ENVIRONMENT}")
+    return path
+
+
+def opted_in_group() -> int | None:
+    """The group that ``OPTWATCH_GROUP`` names, by name or number. Raises BoardDirectoryError if there is none such."""
+    name = os.environ.get(GROUP)
+    if not name:
+        return None
+    if name.isdecimal():
+        return int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise BoardDirectoryError(
+            f"{GROUP}={name}: no such group; name one that exists or unset it"
+        ) from None
+
+
+def is_shared(directory: Path) -> bool:
+    """Whether the directory is shared with the group that was opted in. Raises as `opted_in_group` does."""
+    return _is_shared(os.lstat(directory), opted_in_group())
+
+
+def may_serve(directory: Path) -> bool:
+    """Whether an agent of this user can serve the directory: of a shared one only the owner can remove boards."""
+    return not is_shared(directory) or os.lstat(directory).st_uid == os.geteuid()
+
+
+def _is_shared(status: os.stat_result, group: int | None) -> bool:
+    return stat.S_ISDIR(status.st_mode) and status.st_gid == group and stat.S_IMODE(status.st_mode) == _SHARED
+
+
+def _problem(path: Path, status: os.stat_result) -> str | None:
+    group = opted_in_group()
+    expected = "700" if group is None else f"700, or {_SHARED:o} and group {group}"
     problem = None
     if stat.S_ISLNK(status.st_mode):
         problem = "is a symbolic link"
     elif not stat.S_ISDIR(status.st_mode):
         problem = "is not a directory"
-    elif status.st_uid != os.geteuid():
+    elif status.st_uid != os.geteuid() and not _is_shared(status, group):
         problem = f"belongs to user {status.st_uid}, not to {os.geteuid()}"
-    elif status.st_mode & 0o022:
-        problem = f"can be written by others (mode {status.st_mode & 0o777:o}, expected 700)"
+    elif status.st_mode & 0o022 and not _is_shared(status, group):
+        problem = f"can be written by others (mode {stat.S_IMODE(status.st_mode):o}, expected {expected})"
     elif not os.access(path, os.W_OK | os.X_OK):
         problem = "is not writable"
-    if problem:
-        raise BoardDirectoryError(f"{path}: {problem}; remove it or set {ENVIRONMENT}")
-    return path
+    return problem
 
 
 def board_name(run_id: str, rank: int) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optwatch.board import locks
+from optwatch.board.directory import is_shared
 from optwatch.board.errors import BoardDirectoryError, BoardSpaceError
 from optwatch.board.layout import (
     HEADER,
@@ -143,6 +144,8 @@ class Generation:
         except OSError as error:
             raise BoardDirectoryError(f"{temporary}: cannot be made: {error.strerror}") from error
         try:
+            if is_shared(path.parent):
+                os.fchmod(self._fd, 0o640)
             locks.try_lock(self._fd)
             _reserve(self._fd, self._layout.total_bytes)
             os.pwrite(self._fd, self._header() + self._json, 0)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optwatch.board import locks
+from optwatch.board.directory import opted_in_group
 from optwatch.board.errors import (
     BoardCorruptError,
     BoardMagicError,
@@ -262,6 +263,7 @@ class BoardReader:
 
 def _open(path: Path) -> tuple[int, bool]:
     """A descriptor for reading, and whether it belongs to a writer in this process."""
+    group = opted_in_group()
     try:
         status = os.lstat(path)
         own = locks.borrow(status)
@@ -271,7 +273,8 @@ def _open(path: Path) -> tuple[int, bool]:
     except OSError as error:
         raise BoardMissingError(f"{path}: cannot be opened: {error.strerror}") from error
     status = os.fstat(fd)
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+    ours = status.st_uid == os.geteuid() or (status.st_gid == group and not status.st_mode & 0o022)
+    if not stat.S_ISREG(status.st_mode) or not ours:
         os.close(fd)
         raise BoardMissingError(f"{path}: not a plain file of user {os.geteuid()}")
     return fd, False

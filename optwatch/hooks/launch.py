@@ -13,7 +13,7 @@ import sysconfig
 import time
 from pathlib import Path
 
-from optwatch.board import find_agent
+from optwatch.board import find_agent, may_serve
 
 __all__ = ["LOG", "ensure_agent", "find_agent", "start_agent", "wait_for_agent"]
 
@@ -37,12 +37,12 @@ _started: list[_Started] = []  # kept to be reaped: an agent that lost the elect
 def ensure_agent(directory: str | os.PathLike[str]) -> str | None:
     """`find_agent`, and if there is none start one, without waiting for it.
 
-    Of several ranks that find none only one starts one; all find it a moment later. Cheap enough to be called every
-    few seconds. Raises OSError if the agent cannot be started.
+    Of several ranks that find none only one starts one; all find it a moment later. None does in a shared directory
+    of another user. Cheap enough to be called every few seconds. Raises OSError if the agent cannot be started.
     """
     _started[:] = [process for process in _started if process.poll() is None]
     url = find_agent(directory)
-    if url is None and _claim(Path(directory) / _CLAIM):
+    if url is None and may_serve(Path(directory)) and _claim(Path(directory) / _CLAIM):
         start_agent(directory)
     return url
 
