@@ -73,12 +73,24 @@ def often(rule: str, fmt: str, dtype: torch.dtype, kernel: str, chip: int) -> bo
     return chip == 90 or (fmt, dtype, kernel) == ("int8", torch.bfloat16, "plain")
 
 
+def ever(rule: str, fmt: str, dtype: torch.dtype, kernel: str, chip: int) -> bool:
+    """Whether a plan is compiled at all: AdamW's in every way, others in int8, the largest kernels in every format.
+
+    A rule and a codec meet in registers only, so the large ones speak for the rest.
+    """
+    if rule == "adamw":
+        return True
+    if dtype != torch.float32:
+        return False
+    return fmt == "int8" or (rule in LARGEST and (kernel, chip) == ("plain", 90))
+
+
 def every_plan() -> list[Any]:
-    """Rule × format × equal element types × kernel × chip."""
+    """Rule × format × equal element types × kernel × chip, as far as `ever` goes."""
     return [
         pytest.param(*plan, marks=[] if often(*plan) else [pytest.mark.slow])
         for plan in itertools.product(RULES, FORMATS, TYPES, KERNELS, CHIPS)
-        if has_kernel(*plan[:2])
+        if has_kernel(*plan[:2]) and ever(*plan)
     ]
 
 
