@@ -43,13 +43,15 @@ def device_shape(spec: PlanSpec) -> Shape:
     A thread has eight elements: sixteen would share what is computed once a block among more of them, but need twice
     the registers and so halve the number of threads that hide each other's waiting. Loads are as wide as the
     narrowest type allows, up to 16 bytes; a thread that sums other neighbours than it loads would exchange them.
-    With 128 registers four programs fit a multiprocessor; three slots, or a correction of the weight beside two, need
-    some more, and with 168 it is three.
+    With 128 registers four programs fit a multiprocessor; three slots, a correction of the weight beside two, or codes
+    that share a byte need some more, and with 168 it is three; with all of that two.
     """
     types = [spec.grad_dtype, *(codec.buffers[0].dtype for codec in (spec.weight, *spec.codecs))]
     widest = max(16 // dtype.itemsize for dtype in types)
     levels = min(widest, 8).bit_length() - 1
-    registers = 128 if len(spec.codecs) + len(spec.weight.buffers) < 4 else 168
+    packed = any(codec.buffers[0].packed > 1 for codec in spec.codecs)
+    kept = len(spec.codecs) + len(spec.weight.buffers) + 2 * packed
+    registers = 128 if kept < 4 else 168 if kept < 6 else 255
     return Shape(item=1 << 14, tile=1024, levels=levels, warps=4, registers=registers)
 
 
