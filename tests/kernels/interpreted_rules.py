@@ -103,6 +103,6 @@ def test_weight_formats(case: Case) -> None:
     "case", [case for case in few_cases(OTHERS) if not {*case.formats} & {*ALONE}], ids=str
 )
 def test_every_format_agrees_with_the_reference(case: Case) -> None:
-    """Each rule with the formats that are combined, on every pattern; rules and codecs do not know each other."""
+    """Each rule with the formats that are combined, on every pattern, over a full tile and a partial one."""
     patterns = tuple(pattern for pattern in PATTERNS if pattern not in LEFT_OUT.get(case.rule, ()))
-    check_agreement("triton", case, (31, 4097), patterns, steps=2)
+    check_agreement("triton", case, (4097,), patterns, steps=2)
