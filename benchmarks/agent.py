@@ -144,7 +144,9 @@ def measure_agent(directory: Path, seconds: float) -> dict[str, float]:
     started = time.perf_counter()
     log = (directory / "log").open("wb")
     agent = subprocess.Popen(
-        [sys.executable, "-m", "optwatch.agent", "--dir", directory, "--port", "0"], stderr=log
+        [sys.executable, "-m", "optwatch.agent", "--dir", directory, "--port", "0"],
+        stderr=log,
+        env={**os.environ, "OPTWATCH_STORE": f"{directory}/store"},  # not among the user's own runs
     )
     try:
         while not (url := find_agent(directory)):
