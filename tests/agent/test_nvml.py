@@ -12,7 +12,7 @@ import pytest
 
 from agent_process import Scrape, agent, eventually, scrape
 from board_samples import Feed, schema
-from nvml_library import build_nvml
+from nvml_library import Driver, build_nvml
 from optwatch.agent import host
 from optwatch.agent.host import in_host_namespace
 from optwatch.agent.nvml import PROCESS_MEMORY, NvmlSampler, _Device
@@ -28,18 +28,10 @@ def library(tmp_path_factory) -> Path:
     return build_nvml(tmp_path_factory.mktemp("nvml"))
 
 
-class Driver:
-    """The driver's orders, and the agent that talks to it."""
+class Watched(Driver):
+    """The driver, and the agent that talks to it."""
 
-    def __init__(self, directory: Path) -> None:
-        self._control = directory / "driver"
-        self.url = ""
-
-    def order(self, *lines: str) -> None:
-        """Behave like this from now on."""
-        new = self._control.with_suffix(".new")
-        new.write_text("".join(f"{line}\n" for line in lines))
-        new.replace(self._control)
+    url = ""
 
     def page(self) -> Scrape:
         """A scrape of the agent."""
@@ -47,20 +39,17 @@ class Driver:
 
 
 @contextmanager
-def driven(library: Path, directory: Path, *orders: str) -> Iterator[Driver]:
+def driven(library: Path, directory: Path, *orders: str) -> Iterator[Watched]:
     """An agent on a driver with these orders."""
-    driver = Driver(directory)
+    driver = Watched(library, directory)
     driver.order(*orders)
-    environment = {"LD_LIBRARY_PATH": str(library), "FAKE_NVML": str(directory / "driver")}
-    with agent(directory, "--device-interval", "0.1", "--device-limit", "0.5", environment=environment) as (
-        url,
-        _,
-    ):
+    options = ("--device-interval", "0.1", "--device-limit", "0.5")
+    with agent(directory, *options, environment=driver.environment) as (url, _):
         driver.url = url
         yield driver
 
 
-def seen(driver: Driver, name: str, value: float, **labels: str) -> None:
+def seen(driver: Watched, name: str, value: float, **labels: str) -> None:
     """Wait for a series to have a value."""
 
     def check() -> None:

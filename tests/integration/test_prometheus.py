@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import promql_parser
 import pytest
 
-from agent_process import agent
+from node import Node, demo, node
 from optwatch.metrics.catalogue import CATALOGUE
 from optwatch.metrics.fields import STEP
 from optwatch.metrics.spec import MetricSpec
@@ -24,7 +20,6 @@ from promql import selectors
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-RULES = ROOT / "deploy" / "prometheus" / "optwatch.rules.yml"
 BOARDS = [
     json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "optwatch/dashboards").glob("*"))
 ]
@@ -45,46 +40,21 @@ SPECS = [
     if not spec.requires and spec.name not in OCCASIONAL and spec.family == STEP
 ]
 SECONDS = 80  # the demo breaks its own state half-way
-DEMO = ("demo", "--device=cpu", f"--seconds={SECONDS}", "--inject=fp32-resume")
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The boards of the node, one of them broken."""
-    path: Path = tmp_path_factory.mktemp("boards")
-    path.chmod(0o700)
-    (path / "broken-0.board").write_bytes(b"not a board")
-    return path
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """The demo, the agent and Prometheus with the project's rules; one of the boards is broken."""
+    root = tmp_path_factory.mktemp("node")
+    with node(root, demo(SECONDS, "--inject=fp32-resume")) as running:
+        (running.boards / "broken-0.board").write_bytes(b"not a board")
+        yield running
 
 
 @pytest.fixture(scope="module")
-def metrics_url(directory: Path) -> Iterator[str]:
-    """The address of the agent that watches the node."""
-    with agent(directory) as (url, _):
-        yield url
-
-
-@pytest.fixture(scope="module")
-def demo(directory: Path, metrics_url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The demo, training until the tests are through."""
-    with (directory / "demo.log").open("wb") as log:
-        environment = {**os.environ, "OPTWATCH_DIR": str(directory)}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "optwatch", *DEMO], stdout=log, stderr=log, env=environment
-        )
-    yield process
-    process.kill()
-    process.wait()
-
-
-@pytest.fixture(scope="module")
-def prometheus(
-    tmp_path_factory: pytest.TempPathFactory, metrics_url: str, demo: subprocess.Popen[bytes]
-) -> Iterator[PrometheusServer]:
-    """Prometheus with the project's rules; the demo has taken its first steps."""
-    with PrometheusServer(tmp_path_factory.mktemp("prometheus"), metrics_url, [RULES]) as server:
-        server.wait_for("optwatch_steps_total > 3", 90)
-        yield server
+def prometheus(stage: Node) -> PrometheusServer:
+    """Prometheus, that of the stage."""
+    return stage.prometheus
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.prometheus)
@@ -159,14 +129,12 @@ def test_a_resume_that_promotes_state_is_caught(prometheus: PrometheusServer) ->
     assert "StateBytesUnexpected" in prometheus.alerts()
 
 
-def test_a_killed_rank_keeps_its_last_values(
-    prometheus: PrometheusServer, demo: subprocess.Popen[bytes]
-) -> None:
+def test_a_killed_rank_keeps_its_last_values(stage: Node, prometheus: PrometheusServer) -> None:
     """After SIGKILL: rank_up 0, lost, the last step still served, and the alert begins to wait."""
-    assert demo.poll() is None, "the demo ended before it could be killed"
+    assert stage.training.poll() is None, "the demo ended before it could be killed"
     step = prometheus.value("optwatch_step")
-    demo.send_signal(signal.SIGKILL)
-    demo.wait()
+    stage.training.kill()
+    stage.training.wait()
     prometheus.wait_for("optwatch_rank_up == 0")
     prometheus.wait_for('optwatch_run_state{state="lost"} == 1')
     assert prometheus.value("optwatch_step") >= step
