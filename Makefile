@@ -92,4 +92,4 @@ build: $(VENV)/.base ## a wheel in dist/
 
 .PHONY: clean
 clean: ## remove the environment and everything built
-	rm -rf $(VENV) .tools build dist
+	rm -rf $(VENV) .tools build dist tools/frontend/node_modules tools/frontend/dist

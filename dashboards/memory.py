@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dashboards.board import Board
 from dashboards.panels import Panel, Query, Row
-from dashboards.queries import OPTIMIZER, RUN, devices, latest, node, rate, series, total, worst
+from dashboards.queries import OPTIMIZER, RUN, devices, latest, node, rate, series, total
 
 NO_GPU = "no GPU"
 
@@ -62,6 +62,7 @@ HOLDINGS = Row(
             ],
             stacked=True,
             minimum=0,
+            width=12,
         ),
         Panel(
             "Parameters",
@@ -69,6 +70,7 @@ HOLDINGS = Row(
             "Elements the optimizers hold, over the ranks chosen. Good: constant; it grows where layers are unfrozen.",
             [total("parameters", "optimizer", "dtype", "device")],
             minimum=0,
+            width=12,
         ),
         Panel(
             "Resident host memory",
@@ -76,10 +78,11 @@ HOLDINGS = Row(
             "Resident memory of each training process, and its peak. Good: flat after the first minutes; a steady rise"
             " is a leak: see MemoryLeak.",
             [
-                worst("host_memory.rss", "rank", matchers=RUN),
+                Query(f"max by (rank) ({series('host_memory.rss', RUN)})", "rank {{rank}}"),
                 Query(f"max ({series('host_memory.peak', RUN)})", "peak of all ranks"),
             ],
             minimum=0,
+            width=12,
         ),
         Panel(
             "Resident host memory in an hour",
@@ -93,6 +96,7 @@ HOLDINGS = Row(
                 )
             ],
             minimum=0,
+            width=12,
         ),
     ),
 )
@@ -145,11 +149,11 @@ DEVICE = Row(
             "bytes",
             "Good: reserved not far above allocated, peaks below the device's total.",
             [
-                latest("allocator.allocated", "allocated {{rank}}"),
-                latest("allocator.reserved", "reserved {{rank}}"),
-                latest("allocator.active", "active {{rank}}"),
-                latest("allocator.allocated_peak", "allocated, peak {{rank}}"),
-                latest("allocator.reserved_peak", "reserved, peak {{rank}}"),
+                latest("allocator.allocated", "allocated, rank {{rank}}"),
+                latest("allocator.reserved", "reserved, rank {{rank}}"),
+                latest("allocator.active", "active, rank {{rank}}"),
+                latest("allocator.allocated_peak", "allocated, peak, rank {{rank}}"),
+                latest("allocator.reserved_peak", "reserved, peak, rank {{rank}}"),
             ],
             minimum=0,
             no_value=NO_GPU,
@@ -175,8 +179,8 @@ DEVICE = Row(
             "Allocations that had to flush the cache first, and those that failed. Good: none; retries are slow, and"
             " failures come next: leave more memory free.",
             [
-                rate("allocator.retries", "rank", legend="retries {{rank}}"),
-                rate("allocator.ooms", "rank", legend="failures {{rank}}"),
+                rate("allocator.retries", "rank", legend="retries, rank {{rank}}"),
+                rate("allocator.ooms", "rank", legend="failures, rank {{rank}}"),
             ],
             minimum=0,
             no_value=NO_GPU,

@@ -64,7 +64,7 @@ COST = Row(
             "Overhead of watching",
             "percentunit",
             "Time that watching takes from the training process. Good: below 0.1 %; else raise `every`.",
-            [rate("overhead", "run_id", "rank", matchers=RUNS)],
+            [rate("overhead", "run_id", "rank", matchers=RUNS, legend="{{run_id}} rank {{rank}}")],
             minimum=0,
         ),
         Panel(
@@ -76,7 +76,7 @@ COST = Row(
                 Query(
                     f"max by (run_id, rank) ({series('last_step_timestamp', RUNS)})"
                     f" - max by (run_id, rank) ({series('last_sample_timestamp', RUNS)})",
-                    "{{run_id}} {{rank}}",
+                    "{{run_id}} rank {{rank}}",
                 )
             ],
             minimum=0,
@@ -98,7 +98,7 @@ LOSSES = Row(
             "Samples dropped a second",
             "suffix: /s",
             "Samples overwritten in the ring before the agent read them. Good: 0; else the agent lacks CPU time.",
-            [rate("samples_dropped", "run_id", "rank", matchers=RUNS)],
+            [rate("samples_dropped", "run_id", "rank", matchers=RUNS, legend="{{run_id}} rank {{rank}}")],
             minimum=0,
         ),
         Panel(
@@ -106,7 +106,7 @@ LOSSES = Row(
             "short",
             "Series left out because a rank has too many, since the agent started. Good: 0; else use fewer groups or"
             " raise `--series`.",
-            [total("series_dropped", "run_id", "rank", matchers=RUNS)],
+            [total("series_dropped", "run_id", "rank", matchers=RUNS, legend="{{run_id}} rank {{rank}}")],
             minimum=0,
         ),
         Panel(
@@ -116,6 +116,7 @@ LOSSES = Row(
             " format needs an agent of that version.",
             [total("boards_skipped", "instance", "reason", matchers=ANY_JOB)],
             minimum=0,
+            no_value="none",
         ),
         Panel(
             "Driver calls that failed",
@@ -148,10 +149,12 @@ LOSSES = Row(
         ),
         Panel(
             "Agents",
-            "none",
+            "string",
             "Version of each agent. Good: the same on all nodes.",
             [Query(series("build", ANY_JOB), "")],
             kind="table",
+            width=24,
+            height=6,
         ),
     ),
 )

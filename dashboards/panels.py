@@ -76,7 +76,9 @@ def build(panel: Panel, position: dashboard.GridPos, number: int) -> Builder:
     """Return the builder of one panel."""
     builder = {"stat": _stat, "table": _table, "timeseries": _timeseries}[panel.kind](panel)
     builder = builder.id(number).title(panel.title).description(panel.description).grid_pos(position)
-    builder = builder.datasource(DATASOURCE).unit(panel.unit)
+    # The marks of a logarithmic axis are powers of ten, which a plain number shows as 0 where they are small.
+    unit = "sci" if panel.log and panel.unit == "none" else panel.unit
+    builder = builder.datasource(DATASOURCE).unit(unit)
     for letter, query in zip("ABCDEFGH", panel.queries, strict=False):
         builder = builder.with_target(_target(query, letter, panel.kind))
     if panel.minimum is not None:
@@ -115,9 +117,14 @@ def _stat(panel: Panel) -> stat.Panel:
 
 def _table(panel: Panel) -> table.Panel:  # noqa: ARG001 - one signature for all kinds
     hidden = {"Time": True, "Value": True, "__name__": True, "instance": True, "job": True}
-    options = {"excludeByName": hidden, "indexByName": {}, "renameByName": {}}
+    first = {"run_id": 0, "rank": 1, "optimizer": 2}
+    options = {"excludeByName": hidden, "indexByName": first, "renameByName": {}}
     organize = dashboard.DataTransformerConfig(id_val="organize", options=options)
     return table.Panel().with_transformation(organize)
+
+
+#: Unit -> how high the axis reaches at least: one that is all zeros would reach up to a hundred.
+_SOFT_MAXIMUM = {"percentunit": 0.01, "short": 1, "suffix: /s": 1}
 
 
 def _timeseries(panel: Panel) -> timeseries.Panel:
@@ -128,9 +135,11 @@ def _timeseries(panel: Panel) -> timeseries.Panel:
         .show_legend(True)
     )
     tooltip = common_builders.VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI)
-    builder = timeseries.Panel().legend(legend).tooltip(tooltip).line_width(1).fill_opacity(5)
+    builder = timeseries.Panel().legend(legend).tooltip(tooltip).line_width(1).fill_opacity(0)
     # A gap in the line is a value that was absent: never bridged.
     builder = builder.show_points(common.VisibilityMode.AUTO).span_nulls(False)
+    if panel.minimum == 0 and panel.unit in _SOFT_MAXIMUM:
+        builder = builder.axis_soft_max(_SOFT_MAXIMUM[panel.unit])
     if panel.stacked:
         stacking = common_builders.StackingConfig().mode(common.StackingMode.NORMAL)
         builder = builder.stacking(stacking).fill_opacity(30)

@@ -20,7 +20,15 @@ GRADIENTS = Row(
             "Non-finite gradient elements a second",
             "suffix: /s",
             "Gradient elements that were NaN or infinite. Good: none; under loss scaling, single bursts.",
-            [rate("nonfinite_elements", "optimizer", "rank", matchers=OPTIMIZER)],
+            [
+                rate(
+                    "nonfinite_elements",
+                    "optimizer",
+                    "rank",
+                    matchers=OPTIMIZER,
+                    legend="{{optimizer}} rank {{rank}}",
+                )
+            ],
             minimum=0,
         ),
         Panel(
@@ -70,6 +78,7 @@ UPDATES = Row(
     ),
 )
 
+#: Twelve lines in a legend, one for each slot and group, need their room.
 STATE = Row(
     "Optimizer state",
     (
@@ -80,6 +89,7 @@ STATE = Row(
             [worst("update_quantization_error.ratio", "optimizer", "group")],
             log=True,
             width=12,
+            height=10,
             steps=ERROR,
         ),
         Panel(
@@ -90,6 +100,7 @@ STATE = Row(
             [worst("quantization_error.ratio", "slot", "group")],
             log=True,
             width=12,
+            height=10,
         ),
         Panel(
             "Stored as zero",
@@ -99,6 +110,7 @@ STATE = Row(
             [worst("quantization_underflow.ratio", "slot", "group")],
             minimum=0,
             width=12,
+            height=10,
         ),
         Panel(
             "Clipped",
@@ -107,6 +119,7 @@ STATE = Row(
             [worst("quantization_saturated.ratio", "slot", "group")],
             minimum=0,
             width=12,
+            height=10,
         ),
         Panel(
             "Moment, root mean square",
@@ -114,14 +127,16 @@ STATE = Row(
             "RMS of the exact moments, for second moments of their roots. Good: follows the gradients, slowly.",
             [worst("moment.rms", "slot", "group")],
             log=True,
-            width=6,
+            width=12,
+            height=10,
         ),
         Panel(
             "Moment, mean",
             "none",
             "Mean of the exact moments. Good: near 0 for first moments, above 0 for second moments.",
             [worst("moment.mean", "slot", "group")],
-            width=6,
+            width=12,
+            height=10,
         ),
         Panel(
             "Moment, largest magnitude",
@@ -129,7 +144,8 @@ STATE = Row(
             "Good: within a few orders of magnitude of the RMS; outliers make coarse blocks.",
             [worst("moment.absmax", "slot", "group")],
             log=True,
-            width=6,
+            width=12,
+            height=10,
         ),
         Panel(
             "Moment, norm",
@@ -137,7 +153,8 @@ STATE = Row(
             "Norm of the exact moments, for second moments of their roots. Good: slow and smooth.",
             [worst("moment.norm", "slot", "group")],
             log=True,
-            width=6,
+            width=12,
+            height=10,
         ),
     ),
 )

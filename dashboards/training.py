@@ -15,7 +15,6 @@ from dashboards.queries import (
     rate,
     series,
     total,
-    worst,
 )
 
 OVERVIEW = Row(
@@ -71,7 +70,7 @@ OVERVIEW = Row(
             no_value="not reported",
         ),
         Panel(
-            "Non-finite gradient elements",
+            "Non-finite gradients",
             "short",
             "Gradient elements that were NaN or infinite in the time shown. Good: 0; under loss scaling, a few bursts.",
             [Query(f"sum (increase({series('nonfinite_elements', OPTIMIZER)}[$__range]))", "elements")],
@@ -92,9 +91,10 @@ OVERVIEW = Row(
             decimals=2,
         ),
         Panel(
-            "State found minus asked for",
+            "State difference",
             "bytes",
-            "Good: exactly 0, from the first step on. Anything else: the state is not stored the way it was asked for.",
+            "State found minus asked for. Good: exactly 0, from the first step on; else the state is not stored the way"
+            " it was asked for: see StateBytesUnexpected.",
             [
                 Query(
                     f"sum ({series('optimizer.state', OPTIMIZER)})"
@@ -123,9 +123,10 @@ OVERVIEW = Row(
             decimals=3,
         ),
         Panel(
-            "Update error, worst group",
+            "Worst update error",
             "percentunit",
-            "How far the update from the stored state is off the exact one, relative to its size. Good: below 10 %.",
+            "How far the update from the stored state is off the exact one, relative to its size, in the worst group."
+            " Good: below 10 %.",
             [Query(f"max ({series('update_quantization_error.ratio', GROUP)})", "update error")],
             kind="stat",
             width=4,
@@ -134,7 +135,7 @@ OVERVIEW = Row(
             steps=ERROR,
         ),
         Panel(
-            "GPU memory free, fullest GPU",
+            "GPU memory free",
             "percentunit",
             "Free memory of the fullest GPU of the nodes. Good: above 5 %.",
             [Query(f"min (({node('device.memory.free')}) / ({node('device.memory.total')}))", "free")],
@@ -198,20 +199,25 @@ HEALTH = Row(
             "Learning rate",
             "none",
             "Learning rate by parameter group. Good: the schedule that you meant, without a jump at a resume.",
-            [worst("learning_rate", "optimizer", "param_group", matchers=OPTIMIZER)],
+            [
+                Query(
+                    f"max by (optimizer, param_group) ({series('learning_rate', OPTIMIZER)})",
+                    "{{optimizer}} group {{param_group}}",
+                )
+            ],
         ),
         Panel(
             "Loss by rank",
             "none",
             "Loss as the training loop reported it. Good: falling; a spike points to the rows below.",
-            [worst("loss", "rank", matchers=RUN)],
+            [Query(f"max by (rank) ({series('loss', RUN)})", "rank {{rank}}")],
             width=12,
         ),
         Panel(
             "Ranks",
             "none",
             "1 while a rank's process is there. Good: 1 until the run is finished.",
-            [worst("rank_up", "rank", matchers=RUN)],
+            [Query(f"max by (rank) ({series('rank_up', RUN)})", "rank {{rank}}")],
             width=12,
             minimum=0,
         ),

@@ -56,7 +56,8 @@ def node(
         PrometheusServer(root / "prometheus", url, rules) as prometheus,
         (boards / "training.log").open("wb") as log,
     ):
-        given = {**environment(), "OPTWATCH_DIR": str(boards)}
+        # One thread: the others' would spin while they wait, on cores that have other things to do.
+        given = {**environment(), "OPTWATCH_DIR": str(boards), "OMP_NUM_THREADS": "1"}
         training = subprocess.Popen(command, stdout=log, stderr=log, env=given, start_new_session=True)
         try:
             if driver:

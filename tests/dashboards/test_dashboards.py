@@ -39,7 +39,7 @@ TARGETS = [(board, panel, target) for board, panel in PANELS for target in panel
 RECORDED = {rule.record: rule.labels for rule in RECORDINGS}
 LABELS = Labels(RECORDED)
 #: Grafana's own ids of units, as far as they are used here; "suffix: x" writes x behind the number.
-UNITS = {"none", "short", "s", "bytes", "percentunit", "watt", "celsius"}
+UNITS = {"none", "sci", "short", "string", "s", "bytes", "percentunit", "watt", "celsius"}
 #: Label -> the variable that chooses its values.
 CHOICES = {"run_id": "run", "optimizer": "optimizer", "group": "group", "rank": "rank", "job": "job"}
 

@@ -14,37 +14,20 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import agent_process
 import board_samples
-from debian import program
+from browser import chromium
 from optwatch.exporters.store import RunFile, curves
 from optwatch.pages import report_page
 
 pytestmark = pytest.mark.integration
 
 WAIT = 30  # seconds for the page to follow, on a machine with other things to do
-SWITCHES = (
-    "--headless",
-    "--no-sandbox",  # this user may be root
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--window-size=1400,1600",
-)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
     """Chromium without a window."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = program("chromium")
-    for switch in SWITCHES:
-        options.add_argument(switch)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(program("chromedriver")))
-    yield driver
-    driver.quit()
+    with chromium() as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
