@@ -24,8 +24,8 @@ from torch import Tensor
 from optwatch.codecs import Codec, Kind, state_format
 from optwatch.hooks.adapters import Adapter, Math, Stored
 from optwatch.hooks.adapters.base import flat_like, take
-from optwatch.hooks.foreign import Parameter, flat_gradient, parameters
 from optwatch.hooks.maths import maths_of, scalars, step_of
+from optwatch.hooks.members import Parameter, flat_gradient, parameters
 from optwatch.kernels import random
 from optwatch.kernels.plan import DECISION
 from optwatch.metrics.fields import SLOT_FIELDS, TENSOR_FIELDS

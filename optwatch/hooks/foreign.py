@@ -8,9 +8,8 @@ Nothing waits for a device, and no tensor is kept.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +19,12 @@ from optwatch.codecs import Kind
 from optwatch.hooks.adapters import Adapter, Math, Stored
 from optwatch.hooks.adapters.base import flat_like
 from optwatch.hooks.maths import maths_of, scalars, step_of
+from optwatch.hooks.members import Member, gradients, members, parameters
+from optwatch.kernels.cpu.sums import gradient_sums
 from optwatch.metrics.fields import CHEAP_FIELDS, MAXIMUM_FIELDS, SLOT_FIELDS, TENSOR_FIELDS, row_fields
-from optwatch.optim import Optimizer, PlanStats, StatsLayout, StepStats
-from optwatch.optim.layout import flat_copy, memory_order
-from optwatch.optim.sharded import is_sharded, local, local_state
+from optwatch.optim import PlanStats, StatsLayout, StepStats
+from optwatch.optim.layout import flat_copy
+from optwatch.optim.sharded import local
 
 #: Elements of a chunk. On a CPU a chunk of gradient, weight and two moments fits the second-level cache, and sums in
 #: fp32 over it are exact to 1e-6; on a GPU launches are what costs.
@@ -31,22 +32,8 @@ CHUNK, DEVICE_CHUNK = 1 << 16, 1 << 22
 #: Elements whose squares are summed at once in fp32, for the gradient's norm.
 NORM_CHUNK = 1 << 18
 
-#: A parameter, its state, and the number of its group.
-Parameter = tuple[Tensor, Mapping[str, Any], int]
-
 #: What nobody can know without the kernel: the exact values before they were stored, and the old weights.
 ABSENT = ("update_error_sq", "unchanged", "error_sq", "underflow", "saturated")
-
-
-@dataclass(frozen=True, eq=False)
-class _Member:
-    """A parameter that has a gradient, as local plain tensors."""
-
-    index: int  # counted through all groups
-    param: Tensor
-    grad: Tensor  # flat
-    state: Mapping[str, Any]
-    group: int
 
 
 class Foreign:
@@ -62,16 +49,20 @@ class Foreign:
         self._layouts: dict[torch.device, StatsLayout] = {}
         self._rows: dict[torch.device, list[Tensor]] = {}
         self._positions: dict[int, int] = {}
+        #: Used in turn: ``GRADIENT_SUMS`` of each parameter, which begin like a row of the cheap fields.
+        self._cheap = [torch.zeros(0), torch.zeros(0)]
 
     @torch.no_grad()
     def after(self, optimizer: torch.optim.Optimizer, step: int, full: bool) -> StepStats:
         """The rows of the step that has just ended."""
-        members = _members(optimizer)
-        if full or not self._covers(members):
+        if not full and (stats := self._quickly(optimizer, step)) is not None:
+            return stats
+        stepped = members(optimizer)
+        if full or not self._covers(stepped):
             self._lay_out(optimizer)
         plans = []
         for device, layout in self._layouts.items():
-            here = [member for member in members if member.grad.device == device]
+            here = [member for member in stepped if member.grad.device == device]
             if not here:
                 continue
             rows = self._buffer(device, layout)
@@ -82,10 +73,28 @@ class Foreign:
             plans.append(PlanStats(layout, rows))
         return StepStats(step, full, tuple(self._layouts.values()), tuple(plans))
 
+    def _quickly(self, optimizer: torch.optim.Optimizer, step: int) -> StepStats | None:
+        """The cheap rows by the compiled library, if it can sum all gradients and a row is laid out for each."""
+        if [device.type for device in self._layouts] != ["cpu"]:
+            return None
+        (layout,) = self._layouts.values()
+        grads = gradients(optimizer)
+        if len(grads) != len(layout.indices):
+            return None
+        self._cheap.reverse()
+        if len(self._cheap[0]) != len(grads):
+            self._cheap[0] = torch.zeros(len(grads), len(CHEAP_FIELDS), dtype=torch.float64)
+        rows = self._cheap[0]
+        if not gradient_sums(grads, rows.numpy()):
+            return None
+        rows[:, CHEAP_FIELDS.index("update_sq")] = 0.0
+        plans = (PlanStats(layout, rows),) if any(grad is not None for grad in grads) else ()
+        return StepStats(step, False, (layout,), plans)
+
     # --- layout -----------------------------------------------------------------------------------------------------
 
-    def _covers(self, members: Sequence[_Member]) -> bool:
-        return all(member.index in self._positions for member in members)
+    def _covers(self, stepped: Sequence[Member]) -> bool:
+        return all(member.index in self._positions for member in stepped)
 
     def _lay_out(self, optimizer: torch.optim.Optimizer) -> None:
         """One row for each parameter, and the slots that all stepped parameters of a device have."""
@@ -145,31 +154,31 @@ class Foreign:
 
     # --- sums -------------------------------------------------------------------------------------------------------
 
-    def _fill_cheap(self, rows: Tensor, members: Sequence[_Member]) -> None:
-        positions = [self._positions[member.index] for member in members]
-        squares = _squares([member.grad for member in members])
+    def _fill_cheap(self, rows: Tensor, stepped: Sequence[Member]) -> None:
+        positions = [self._positions[member.index] for member in stepped]
+        squares = _squares([member.grad for member in stepped])
         rows[_index(positions, rows.device), 0] = squares
-        self._count_nonfinite(rows, positions, members)
+        self._count_nonfinite(rows, positions, stepped)
 
-    def _count_nonfinite(self, rows: Tensor, positions: Sequence[int], members: Sequence[_Member]) -> None:
+    def _count_nonfinite(self, rows: Tensor, positions: Sequence[int], stepped: Sequence[Member]) -> None:
         """A sum of squares that is finite says that all elements are; on a GPU nobody may ask before it is over."""
         column = CHEAP_FIELDS.index("nonfinite")
         sick = rows[:, 0].isfinite().logical_not().tolist() if rows.device.type == "cpu" else None
-        for position, member in zip(positions, members, strict=True):
+        for position, member in zip(positions, stepped, strict=True):
             if sick is None or sick[position]:
                 rows[position, column] = sum(
                     chunk.isfinite().logical_not().sum() for chunk in member.grad.split(DEVICE_CHUNK)
                 )
 
     def _fill(
-        self, rows: Tensor, layout: StatsLayout, optimizer: torch.optim.Optimizer, members: Sequence[_Member]
+        self, rows: Tensor, layout: StatsLayout, optimizer: torch.optim.Optimizer, stepped: Sequence[Member]
     ) -> None:
         """The full rows: partial sums of every chunk, then folded."""
         maths = maths_of(self.adapter, optimizer) if self.sampled else None
-        positions = [self._positions[member.index] for member in members]
+        positions = [self._positions[member.index] for member in stepped]
         parts: list[Tensor] = []
         counts: list[int] = []
-        for member in members:
+        for member in stepped:
             slots = {slot.name: slot for slot in self.adapter.slots(optimizer, member.param, member.state)}
             rule = _Rule.of(maths[member.group], member, layout.slots) if maths else None
             chunks = _chunks(member, [slots[name] for name in layout.slots], rule)
@@ -182,7 +191,7 @@ class Foreign:
         maxima = maxima.to(rows.device, non_blocking=True)
         folded = [torch.where(maxima, part.amax(0), part.sum(0)) for part in table.split(counts)]
         rows[_index(positions, rows.device)] = torch.stack(folded)
-        self._count_nonfinite(rows, positions, members)
+        self._count_nonfinite(rows, positions, stepped)
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,7 @@ class _Rule:
     scalars: dict[str, float]
 
     @classmethod
-    def of(cls, math: Math, member: _Member, names: Sequence[str]) -> _Rule | None:
+    def of(cls, math: Math, member: Member, names: Sequence[str]) -> _Rule | None:
         """None where the step's number lies on a device."""
         step = step_of(member.state, 1.0)
         if step is None:
@@ -208,7 +217,7 @@ class _Rule:
         return self.math.rule.update([values[i] for i in self.order], grad, self.scalars)
 
 
-def _chunks(member: _Member, slots: Sequence[Stored], rule: _Rule | None) -> list[list[Tensor]]:
+def _chunks(member: Member, slots: Sequence[Stored], rule: _Rule | None) -> list[list[Tensor]]:
     """The sums of each chunk of one parameter, in the order of a row's columns."""
     weight = flat_like(member.param, member.param)
     if weight is None:
@@ -287,45 +296,3 @@ def _squares(grads: Sequence[Tensor]) -> Tensor:
 
 def _content(layout: StatsLayout) -> tuple[object, ...]:
     return layout.indices, layout.numel, layout.slots, layout.second_moments, layout.codecs, layout.backend
-
-
-def parameters(optimizer: torch.optim.Optimizer) -> list[Parameter]:
-    """Each parameter, its state as plain local tensors, and the number of its group, through all groups."""
-    return [
-        (param, _plain(optimizer, param), number)
-        for number, group in enumerate(optimizer.param_groups)
-        for param in group["params"]
-    ]
-
-
-def _piece(tensor: Tensor) -> Tensor:
-    """:func:`local` without its cost for the many that are no DTensor."""
-    return local(tensor) if is_sharded(tensor) else tensor
-
-
-def _plain(optimizer: torch.optim.Optimizer, param: Tensor) -> Mapping[str, Any]:
-    state: dict[str, Any] = optimizer.state.get(param, {})
-    if not is_sharded(param):
-        return state
-    if isinstance(optimizer, Optimizer):
-        return local_state(param, state)
-    return {key: local(value) if isinstance(value, Tensor) else value for key, value in state.items()}
-
-
-def _members(optimizer: torch.optim.Optimizer) -> list[_Member]:
-    return [
-        _Member(index, _piece(param), flat_gradient(param), state, group)
-        for index, (param, state, group) in enumerate(parameters(optimizer))
-        if param.grad is not None and param.numel()
-    ]
-
-
-def flat_gradient(param: Tensor) -> Tensor:
-    """The gradient of ``param``, its local piece, flat in the order of the parameter; of a sparse one the values."""
-    assert param.grad is not None
-    grad, own = _piece(param.grad), _piece(param)
-    if grad.layout != torch.strided:
-        return grad.coalesce().values().reshape(-1)
-    if grad.is_contiguous() and own.is_contiguous():
-        return grad.view(-1)
-    return flat_copy(grad, memory_order(own))

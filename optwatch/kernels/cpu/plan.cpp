@@ -9,11 +9,11 @@
 #include <cstring>
 #include <vector>
 
+#include "driver.h"
 #include "tables.h"
 
 // Raised with every change of the functions below, so that the driver can refuse a library of another version.
-#define OPTWATCH_ABI 3
-#define OPTWATCH_API extern "C" __attribute__((visibility("default")))
+#define OPTWATCH_ABI 4
 
 // OpenMP's entry point. It is not linked: it resolves at load time to the copy that torch brought, so that a process
 // has one runtime and one set of threads. Where there is none, plans run on the calling thread.
@@ -169,15 +169,11 @@ const pid_t loaded_by = getpid();
 
 // Runs a pass with at most so many threads and folds the first `used` of its sums to rows.
 void run_all(Pass* pass, int threads, int used, double* rows) {
-  // The runtime's threads do not survive a fork, and waiting for them would hang. Fewer threads than asked for are
-  // never used: the runtime would end the others, and starting them again costs more than they would do here.
-  const bool alone = threads <= 1 || pass->plan->batches.size() <= 2 || !GOMP_parallel || getpid() != loaded_by;
-  if (alone)
-    run_batches(pass);
-  else
-    GOMP_parallel(run_batches, pass, static_cast<unsigned>(threads), 0);
+  in_parallel(run_batches, pass, threads, pass->plan->batches.size() - 1);
   fold(*pass, used, rows);
 }
+
+}  // namespace
 
 const Isa* find_isa(const char* name) {
   for (const Isa* isa : supported())
@@ -185,7 +181,15 @@ const Isa* find_isa(const char* name) {
   return nullptr;
 }
 
-}  // namespace
+void in_parallel(void (*work)(void*), void* argument, int threads, size_t parts) {
+  // The runtime's threads do not survive a fork, and waiting for them would hang. Fewer threads than asked for are
+  // never used: the runtime would end the others, and starting them again costs more than they would do here.
+  if (threads <= 1 || parts <= 1 || !GOMP_parallel || getpid() != loaded_by)
+    work(argument);
+  else
+    GOMP_parallel(work, argument, static_cast<unsigned>(threads), 0);
+}
+
 }  // namespace optwatch
 
 using optwatch::Plan;
