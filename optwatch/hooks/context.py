@@ -12,7 +12,7 @@ import torch
 
 from optwatch.board import Histogram, Series, Table
 from optwatch.hooks.arrivals import Arrivals
-from optwatch.hooks.publisher import histogram
+from optwatch.hooks.publisher import histogram, labelled
 
 #: What ``watch.count()`` counts.
 PROGRESS = ("tokens", "samples")
@@ -108,11 +108,11 @@ class Context:
         """The newest scalars and the time of the newest events."""
         self._arrivals.poll()
         return [
-            (Series("optwatch.loss"), self._loss),
-            (Series("optwatch.host_memory.peak"), self._peak),
-            *((Series("optwatch.scalar", {"name": name}), value) for name, value in self._scalars.items()),
+            (labelled("optwatch.loss"), self._loss),
+            (labelled("optwatch.host_memory.peak"), self._peak),
+            *((labelled("optwatch.scalar", ("name", name)), value) for name, value in self._scalars.items()),
             *(
-                (Series("optwatch.last_event_timestamp", {"event": name}), when)
+                (labelled("optwatch.last_event_timestamp", ("event", name)), when)
                 for name, (_, when) in self._events.items()
             ),
         ]
@@ -120,17 +120,17 @@ class Context:
     def counters(self) -> Sequence[tuple[Series, float]]:
         """What was processed, how often what happened, and what watching has cost so far."""
         return [
-            (Series("optwatch.overhead"), self.overhead),
-            *((Series(f"optwatch.training.{name}"), value) for name, value in self._progress.items()),
+            (labelled("optwatch.overhead"), self.overhead),
+            *((labelled(f"optwatch.training.{name}"), value) for name, value in self._progress.items()),
             *(
-                (Series("optwatch.events", {"event": name}), times)
+                (labelled("optwatch.events", ("event", name)), times)
                 for name, (times, _) in self._events.items()
             ),
         ]
 
     def histograms(self) -> Sequence[tuple[Series, Histogram]]:
         """The time of a whole step."""
-        return [(Series("optwatch.step_duration"), self._duration)]
+        return [(labelled("optwatch.step_duration"), self._duration)]
 
     def infos(self) -> Sequence[Series]:
         """Nothing."""

@@ -85,9 +85,10 @@ class Foreign:
         if len(self._cheap[0]) != len(grads):
             self._cheap[0] = torch.zeros(len(grads), len(CHEAP_FIELDS), dtype=torch.float64)
         rows = self._cheap[0]
-        if not gradient_sums(grads, rows.numpy()):
+        sums = rows.numpy()
+        if not gradient_sums(grads, sums):
             return None
-        rows[:, CHEAP_FIELDS.index("update_sq")] = 0.0
+        sums[:, CHEAP_FIELDS.index("update_sq")] = 0.0
         plans = (PlanStats(layout, rows),) if any(grad is not None for grad in grads) else ()
         return StepStats(step, False, (layout,), plans)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from optwatch.board import Histogram, Series, Table
 from optwatch.board.writer import Values
 from optwatch.hooks.parts import NO_SAMPLING, Parts, Sampling
-from optwatch.hooks.publisher import Source, histogram
+from optwatch.hooks.publisher import Source, histogram, labelled
 from optwatch.hooks.sizes import Sizes
 from optwatch.hooks.tabulation import Naming, Replicas, Tabulation
 from optwatch.hooks.transfer import Rows, Transfer
@@ -211,7 +211,7 @@ class Probe:
     def gauges(self) -> Sequence[tuple[Series, float]]:
         """Bytes, learning rates, what clipping did, and how many ranks hold the same."""
         shared = [] if self.table is None else [float(self.table.replicas)]
-        replicas = [(Series("optwatch.replicas", {"optimizer": self.name}), number) for number in shared]
+        replicas = [(self._series("optwatch.replicas"), number) for number in shared]
         return self._sizes.series + self._rates + self._decision + replicas
 
     def counters(self) -> Sequence[tuple[Series, float]]:
@@ -220,7 +220,7 @@ class Probe:
 
     def histograms(self) -> Sequence[tuple[Series, Histogram]]:
         """The time inside step()."""
-        return [(Series("optwatch.optimizer_step_duration", {"optimizer": self.name}), self._duration)]
+        return [(self._series("optwatch.optimizer_step_duration"), self._duration)]
 
     def infos(self) -> Sequence[Series]:
         """The optimizer's rule, storage formats and backends."""
@@ -266,16 +266,18 @@ class Probe:
             "optwatch.nonfinite_elements",
             "optwatch.adapter_errors",
         )
-        labels = {"optimizer": self.name}
-        return [(Series(name, labels), value) for name, value in zip(names, values, strict=True)]
+        return [(self._series(name), value) for name, value in zip(names, values, strict=True)]
+
+    def _series(self, name: str) -> Series:
+        """The series of this name, of this optimizer."""
+        return labelled(name, ("optimizer", self.name))
 
     def _read_decision(self, decision: NDArray[np.float64] | None) -> None:
         """The norm of all gradients and the factor of clipping, and whether the step was taken."""
         values = () if decision is None else decision[: len(DECIDED)].tolist()
         if len(values) != len(self._decision):
             self._changed()
-        labels = {"optimizer": self.name}
-        self._decision = [(Series(name, labels), value) for name, value in zip(DECIDED, values, strict=False)]
+        self._decision = [(self._series(name), value) for name, value in zip(DECIDED, values, strict=False)]
         if decision is not None:
             self.skipped += int(decision[_SKIPPED])
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from optwatch.optim.sharded import is_sharded, local
 
 #: Values that hold no tensor; most of what is no tensor is one of them.
-_PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.Size)
+PLAIN = (int, float, str, bool, type(None), torch.dtype, torch.device, torch.Size)
 #: Whatever is of these types is shared with others or has more in it than state.
 _CLOSED = (type, types.ModuleType, torch.nn.Module, torch.optim.Optimizer)
 
@@ -46,16 +46,16 @@ def state_leaves(state: Mapping[Any, Any]) -> list[Leaf]:
             for key, held in value.items():
                 if type(held) is Tensor:  # nearly always
                     leaves.append(Leaf(key, held))
-                elif not isinstance(held, _PLAIN):
+                elif not isinstance(held, PLAIN):
                     leaves += (Leaf(str(key), tensor) for tensor in _tensors(held, set()))
-        elif not isinstance(value, _PLAIN):
+        elif not isinstance(value, PLAIN):
             leaves += (Leaf(str(owner), tensor) for tensor in _tensors(value, set()))
     return leaves
 
 
 def _tensors(value: object, seen: set[int]) -> Iterator[Tensor]:
     """The plain tensors in ``value``; a wrapper is taken apart, since only what it wraps has memory."""
-    if isinstance(value, _PLAIN) or id(value) in seen:
+    if isinstance(value, PLAIN) or id(value) in seen:
         return
     seen.add(id(value))
     if is_sharded(value):  # its mesh, which it lists among its parts, is no state
