@@ -12,7 +12,9 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # One set of pins for everything that is installed here, the build's own requirements included (hence no isolation).
 PINS   := --quiet --constraint constraints.txt
 NATIVE := $(shell find csrc optwatch -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt 2>/dev/null)
-WORKERS := --numprocesses=auto --maxprocesses=8 --dist=loadfile
+# tests/conftest.py orders the files. The tests that only wait get a worker of their own.
+WORKERS := --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
+AND_ONE := --numprocesses=$(shell $(PYTHON) -c 'import os; print(min(os.cpu_count(), 8) + 1)') --dist=loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -P -m pytest
 ifeq ($(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11))' 2>/dev/null),False)
 PYTEST := $(BIN)/pytest
@@ -59,7 +61,7 @@ test: $(VENV)/.test ## the tests that need nothing but this machine (minutes)
 .PHONY: test-all
 test-all: $(VENV)/.test ## every test, also those against a real Prometheus
 	tests/install-debian-packages
-	$(PYTEST) $(WORKERS) $(TESTS)
+	$(PYTEST) $(AND_ONE) $(TESTS)
 
 # ---- what a developer does -------------------------------------------------------------------------------------
 

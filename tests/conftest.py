@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -31,17 +32,32 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect GPU tests where there is no GPU: they are no skips, for nothing on this machine could run them."""
-    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if not on_gpu:
-        return
-    import torch
+    """Deselect GPU tests where there is no GPU: they are no skips, for nothing on this machine could run them.
 
-    if torch.cuda.is_available():
-        return
-    config.hook.pytest_deselected(items=on_gpu)
-    items[:] = [item for item in items if item not in set(on_gpu)]
+    With several workers, begin with what takes longest.
+    """
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            config.hook.pytest_deselected(items=on_gpu)
+            items[:] = [item for item in items if item not in set(on_gpu)]
+    if hasattr(config, "workerinput"):
+        _order(items)
+
+
+def _order(items: list[pytest.Item]) -> None:
+    """Put files that wait for minutes first, then those with the most tests, as the Makefile's options have it.
+
+    A worker is given its next file as soon as two tests or fewer are left of the one it has: it needs three that wait,
+    or that next file would wait with them.
+    """
+    sizes = Counter(item.path for item in items)
+    waiting = {item.path for item in items if item.get_closest_marker("waits")}
+    items.sort(key=lambda item: (item.path not in waiting, -sizes[item.path], item.path))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -19,6 +19,8 @@ from typing_extensions import Self
 
 from debian import program
 
+SHIPPED = Path(__file__).parents[1] / "deploy" / "prometheus" / "prometheus.yml"
+
 
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on just now."""
@@ -31,7 +33,8 @@ class PrometheusServer:
     """Runs Prometheus in ``directory``, as a context manager.
 
     ``scrape_url`` is scraped every second under the job name ``optwatch``; ``rules`` are rule files, evaluated every
-    second; ``scrape`` is more of its scrape configuration, or other; ``alertmanager`` is where alerts are sent.
+    second; ``scrape`` is more of its scrape configuration, or other; ``alertmanager`` is where alerts are sent. With
+    ``shipped`` the intervals are those of the configuration that deploy/ has as an example.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class PrometheusServer:
         rules: Iterable[Path] = (),
         scrape: Mapping[str, Any] | None = None,
         alertmanager: str = "",
+        *,
+        shipped: bool = False,
     ) -> None:
         self.directory = directory
         self.url = f"http://127.0.0.1:{free_port()}"
@@ -57,6 +62,8 @@ class PrometheusServer:
             "rule_files": [str(path.resolve()) for path in rules],
             "scrape_configs": [job],
         }
+        if shipped:
+            self._config["global"] = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))["global"]
         if alertmanager:
             targets = [{"targets": [urllib.parse.urlsplit(alertmanager).netloc]}]
             self._config["alerting"] = {"alertmanagers": [{"static_configs": targets}]}

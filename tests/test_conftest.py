@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,7 @@ GPU = "@pytest.mark.gpu\ndef test_on_a_gpu(): assert not 'run'"
 def run(directory: Path, extra: str, ci: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Run a small suite under this suite's conftest."""
     shutil.copy(Path(__file__).with_name("conftest.py"), directory)
-    (directory / "pytest.ini").write_text("[pytest]\nmarkers =\n  gpu: needs a GPU\n")
+    (directory / "pytest.ini").write_text("[pytest]\nmarkers =\n  gpu: needs a GPU\n  waits: idle\n")
     (directory / "test_it.py").write_text(SUITE.format(extra=extra))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, str(directory)]
     # No GPU is visible, so that the outcome is the same on every machine.
@@ -54,3 +55,13 @@ def test_a_skip_in_ci_is_a_failure(
     result = run(tmp_path, extra, ci, *options)
     assert result.returncode == code, result.stdout
     assert ("prometheus is not installed" in result.stdout.partition("CI counts as failed")[2]) == bool(code)
+
+
+def test_what_waits_starts_first(tmp_path: Path) -> None:
+    """With workers, files that wait come before all others, and those with the most tests before the rest."""
+    (tmp_path / "test_a.py").write_text("def test_one(): pass")
+    (tmp_path / "test_b.py").write_text("import pytest\n@pytest.mark.waits\ndef test_last(): pass")
+    options = (*WORKER, "--dist=loadfile", "--no-loadscope-reorder", "-vv")
+    result = run(tmp_path, "def test_second(): pass", "", *options)
+    files = re.findall(r"PASSED.* (test_\w+)\.py", result.stdout)
+    assert files == ["test_b", "test_it", "test_it", "test_a"], result.stdout

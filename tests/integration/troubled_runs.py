@@ -1,7 +1,8 @@
 """Training runs side by side, each a process of its own, that break and are repaired when the tests say so.
 
-``python troubled_runs.py DIRECTORY``: a file ``RUN.break`` in it breaks the run of that name, ``RUN.repair`` repairs
-it. ``RUN.pid`` says which process it is. Ends when the directory is gone.
+``python troubled_runs.py DIRECTORY [RUN[:RANK] ...]``, by default all of them: a file ``RUN.break`` in the directory
+breaks the run of that name, ``RUN.repair`` repairs it. ``RUN.pid`` says which process it is. Ends when the directory is
+gone.
 """
 
 from __future__ import annotations
@@ -110,6 +111,8 @@ def _train(name: str, directory: Path) -> None:
 
 def _start(name: str, directory: Path) -> None:
     if os.fork() == 0:
+        name, _, rank = name.partition(":")
+        os.environ["RANK"] = rank or "0"
         _train(name, directory)
         # The interpreter's end says goodbye, as that of any script.
         sys.exit(0)
@@ -118,7 +121,7 @@ def _start(name: str, directory: Path) -> None:
 def main() -> None:
     """Start all runs, and the killed one again when it is repaired."""
     directory = Path(sys.argv[1])
-    for name in RUNS:
+    for name in sys.argv[2:] or RUNS:
         _start(name, directory)
     restarted = False
     while directory.exists():
