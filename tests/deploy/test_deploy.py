@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -65,11 +66,21 @@ def test_the_images_context_holds_what_it_copies() -> None:
     assert "!deploy/agent/requirements.txt" in ignored
 
 
+def _check_custom(document: dict) -> None:
+    """The Prometheus operator's schema has every field of it, and accepts the values."""
+    # The first import in a process takes seconds.
+    from cloudcoil.models.prometheus_operator import v1
+
+    model = getattr(v1, document["kind"]).model_validate(document)
+    # It ignores what it does not know; so would the cluster, once it has pruned the field.
+    assert model.model_dump(mode="json", by_alias=True, exclude_unset=True) == document
+
+
 @pytest.mark.parametrize(
     ("path", "document"), MANIFESTS, ids=lambda value: value if isinstance(value, Path) else ""
 )
 def test_manifest(path: Path, document: dict) -> None:
-    """Kubernetes' own schema accepts it; custom resources and kustomizations are checked below."""
+    """Kubernetes' own schema accepts it, or the operator's; a kustomization names files that exist."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the library's own dependencies
         import kubernetes_validate
@@ -78,9 +89,27 @@ def test_manifest(path: Path, document: dict) -> None:
         for name in document.get("resources", []) + [patch["path"] for patch in document.get("patches", [])]:
             assert (DEPLOY / path.parent / name).exists(), name
     elif document["apiVersion"].startswith("monitoring.coreos.com/"):
-        assert document["kind"] in {"PodMonitor", "PrometheusRule"}
+        _check_custom(document)
     elif path.parent.name != "sidecar":  # a patch leaves out what it does not change
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda spec: spec["podMetricsEndpoints"][0].update(interval="15 seconds"),
+        lambda spec: spec["podMetricsEndpoints"][0]["relabelings"][0].update(targetlabel="job"),
+        lambda spec: spec.pop("selector"),
+        lambda spec: spec["selector"]["matchExpressions"][0].pop("operator"),
+    ],
+    ids=["a duration", "a field that is misspelt", "what it selects", "a part of it"],
+)
+def test_the_check_of_custom_resources_finds_mistakes(mistake: Callable[[dict], None]) -> None:
+    """The check that the test above relies on does fail."""
+    monitor = copy.deepcopy(next(document for _, document in MANIFESTS if document["kind"] == "PodMonitor"))
+    mistake(monitor["spec"])
+    with pytest.raises((ValueError, AssertionError)):
+        _check_custom(monitor)
 
 
 def test_pods_have_no_privilege() -> None:
