@@ -77,14 +77,18 @@ class Translator:
         )
 
     def _resource(self, run: str) -> Resource:
-        """What the environment says of the service, and what it does not; each run is an instance of its own."""
+        """What the environment says of the service, and what it does not.
+
+        The instance is the agent, for all its runs: Prometheus makes the label ``instance`` of it, by which a query
+        finds the devices of the node that a rank runs on.
+        """
         given = self._given.attributes
         host = str(given.get("host.name") or socket.gethostname())
-        instance = str(given.get("service.instance.id") or host)
         own = {"service.name": "optwatch", "host.name": host, "service.version": __version__}
         if run:
-            own["optwatch.run.id"], instance = run, f"{instance}/{run}"
-        return Resource.create(own).merge(self._given).merge(Resource({"service.instance.id": instance}))
+            own["optwatch.run.id"] = run
+        instance = Resource({"service.instance.id": str(given.get("service.instance.id") or host)})
+        return Resource.create(own).merge(self._given).merge(instance)
 
 
 def metric_name(spec: MetricSpec) -> str:

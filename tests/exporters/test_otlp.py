@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 import time
 
 import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 
 from agent_process import eventually
@@ -16,10 +16,10 @@ from optwatch.exporters.otlp import OtlpError, OtlpExporter, OtlpSettings
 from optwatch.exporters.otlp_data import HARDWARE
 from optwatch.exporters.prometheus import PrometheusExporter
 from optwatch.metrics.catalogue import CATALOGUE
+from otlp_conversion import samples
 from otlp_receivers import RECEIVERS, Received
 
 CUMULATIVE = 2  # of the protocol's AggregationTemporality
-UNITS = {"By": "bytes", "s": "seconds", "W": "watts", "J": "joules", "Cel": "celsius"}
 
 
 def points(name: str) -> list[Point]:
@@ -41,46 +41,6 @@ def points(name: str) -> list[Point]:
 SNAPSHOT = {name: points(name) for name in CATALOGUE}
 
 
-def prometheus_name(metric) -> str:
-    """The name that Prometheus' OTLP receiver gives a metric, by its documented rules."""
-    tokens = [token for token in re.split(r"[^a-zA-Z0-9]+", metric.name) if token]
-    unit = UNITS.get(metric.unit)
-    if unit and unit not in tokens:
-        tokens.append(unit)
-    if metric.HasField("sum") and metric.sum.is_monotonic:
-        tokens = [token for token in tokens if token != "total"] + ["total"]
-    if metric.unit == "1" and metric.HasField("gauge"):
-        tokens = [token for token in tokens if token != "ratio"] + ["ratio"]
-    return "_".join(tokens)
-
-
-def pushed(request) -> dict[tuple, float]:
-    """The samples that Prometheus makes of a request: name and labels -> value."""
-    found: dict[tuple, float] = {}
-
-    def add(name: str, labels: dict[str, str], value: float) -> None:
-        key = (name, tuple(sorted(labels.items())))
-        assert key not in found, f"{key} was pushed twice"
-        found[key] = value
-
-    for resource in request.resource_metrics:
-        for metric in (m for scope in resource.scope_metrics for m in scope.metrics):
-            name = prometheus_name(metric)
-            data = getattr(metric, metric.WhichOneof("data"))
-            for point in data.data_points:
-                labels = {a.key: a.value.string_value for a in point.attributes}
-                if not metric.HasField("histogram"):
-                    add(name, labels, point.as_double)
-                    continue
-                total = 0
-                for bound, count in zip((*point.explicit_bounds, math.inf), point.bucket_counts, strict=True):
-                    total += count
-                    add(f"{name}_bucket", {**labels, "le": f"{bound}".replace("inf", "+Inf")}, total)
-                add(f"{name}_sum", labels, point.sum)
-                add(f"{name}_count", labels, point.count)
-    return found
-
-
 def scraped(text: str) -> dict[tuple, float]:
     """The samples of a scrape, without empty labels, which are none to Prometheus."""
     return {
@@ -90,8 +50,16 @@ def scraped(text: str) -> dict[tuple, float]:
     }
 
 
-def own(samples: dict[tuple, float]) -> dict[tuple, float]:
-    return {key: value for key, value in samples.items() if key[0].startswith("optwatch_")}
+def own(request: ExportMetricsServiceRequest) -> dict[tuple, float]:
+    """Ours of the samples that Prometheus makes of a request, without the labels of the target."""
+    found = {}
+    for sample in samples(request):
+        if sample.name.startswith("optwatch_"):
+            labels = {name: value for name, value in sample.labels.items() if name not in ("job", "instance")}
+            key = (sample.name, tuple(sorted(labels.items())))
+            assert key not in found, f"{key} was pushed twice"
+            found[key] = sample.value
+    return found
 
 
 @pytest.fixture(scope="module", params=RECEIVERS)
@@ -111,7 +79,7 @@ def test_the_same_samples_as_a_scrape(delivered: Received) -> None:
     prometheus.accept(SNAPSHOT)
     expected = scraped(prometheus.render()[1].decode())
     assert len(expected) > 2 * len(CATALOGUE) - 10
-    assert own(pushed(delivered.requests[0])) == expected
+    assert own(delivered.requests[0]) == expected
 
 
 def test_resources(delivered: Received) -> None:
@@ -123,7 +91,7 @@ def test_resources(delivered: Received) -> None:
     assert [r.get("optwatch.run.id") for r in resources].count(None) == 1
     assert {r.get("optwatch.run.id") for r in resources} == {None, 'run_id "1"', 'run_id "2"'}
     assert {r["service.name"] for r in resources} == {"optwatch"}
-    assert len({r["service.instance.id"] for r in resources}) == 3
+    assert len({r["service.instance.id"] for r in resources}) == 1
     assert all(r["host.name"] for r in resources)
 
 
