@@ -41,12 +41,16 @@ def _event(name: str, event: str, color: str) -> Mark:
     return Mark(name, color, name + ", rank {{rank}}", expr, value_is_time=True)
 
 
-_STATE = series("optimizer.state", OPTIMIZER)
-#: Seen in the bytes: no loader was told. Within one minute, the step of the query, so that it is found in every zoom.
+_STATE, _ASKED = (series(f"optimizer.{name}", OPTIMIZER) for name in ("state", "state_expected"))
+_BY_TYPE = f"sum by (run_id, optimizer, dtype) ({_STATE})"
+#: Seen in the bytes: no loader was told. A type that was not there a minute ago; or more of one that was, in small
+#: tensors, beyond what was asked for. Within a minute, the step of the query, so that it is found in every zoom.
 _CONVERTED = (
-    f"count by (run_id, optimizer, dtype) ({_STATE} > 0)"
+    f"({_BY_TYPE} > 0)"
     f" unless on (run_id, optimizer, dtype) ({_STATE} offset 1m > 0)"
     f" and on (run_id, optimizer) ({_STATE} offset 1m > 0)"
+    f" or ({_BY_TYPE} > 1.05 * sum by (run_id, optimizer, dtype) ({_STATE} offset 1m))"
+    f" and on (run_id, optimizer) (sum by (run_id, optimizer) ({_STATE}) != sum by (run_id, optimizer) ({_ASKED}))"
 )
 
 MARKS = (
@@ -56,7 +60,7 @@ MARKS = (
     _event("learning rate change", "learning_rate_change", "yellow"),
     _event("out of memory", "oom", "red"),
     _event("format conversion", "format_conversion", "purple"),
-    Mark("silent conversion", "purple", "State of {{optimizer}} is now also stored as {{dtype}}", _CONVERTED),
+    Mark("silent conversion", "purple", "More state of {{optimizer}} is stored as {{dtype}}", _CONVERTED),
 )
 
 

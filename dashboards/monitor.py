@@ -16,14 +16,18 @@ from dashboards.queries import (
 
 RUNS = f'{CHOSEN_RUNS}, rank=~"$rank"'
 
+#: Prometheus knows whom it scrapes; whoever pushes is there for as long as it does.
+_AGENTS = f"up{{{ANY_JOB}}} or on (job, instance) {series('build', ANY_JOB)}"
+
 OVERVIEW = Row(
     "Overview",
     (
         Panel(
             "Agents that answer",
             "none",
-            "Agents that Prometheus scrapes, of all it knows. Good: all; for the others see AgentDown.",
-            [Query(f"sum (up{{{ANY_JOB}}})", "answer"), Query(f"count (up{{{ANY_JOB}}})", "known")],
+            "Agents that Prometheus scrapes, of all it knows; and those that push. Good: all; for the others see"
+            " AgentDown.",
+            [Query(f"sum ({_AGENTS})", "answer"), Query(f"count ({_AGENTS})", "known")],
             kind="stat",
             width=6,
             height=4,
@@ -124,6 +128,14 @@ LOSSES = Row(
             "Calls of the GPU driver that failed or did not return in time, since the agent started. Good: 0; else"
             " look at the device itself.",
             [total("nvml_errors", "instance", matchers=ANY_JOB)],
+            minimum=0,
+        ),
+        Panel(
+            "Optimizers that could not be read",
+            "short",
+            "Errors in reading the state of an optimizer that is not optwatch's. Good: 0; after the first one its"
+            " statistics end, bytes and durations go on: the warning of the training process says why.",
+            [total("adapter_errors", "run_id", "optimizer", matchers=RUNS)],
             minimum=0,
         ),
         Panel(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dashboards.panels import Panel, Row
-from dashboards.queries import ERROR, OPTIMIZER, rate, worst
+from dashboards.panels import Panel, Query, Row
+from dashboards.queries import ERROR, OPTIMIZER, rate, series, worst
+
+NO_CLIPPING = "clips nothing"
+NOT_FOREIGN = "only of optimizers that are not optwatch's"
+NO_SHADOW = "only with shadow="
 
 GRADIENTS = Row(
     "Gradients",
@@ -36,6 +40,31 @@ GRADIENTS = Row(
             "none",
             "How far the gradient points where the first moment points. Good: steady and above 0; near 0, noise rules.",
             [worst("moment_gradient_cosine", "optimizer", "group")],
+        ),
+        Panel(
+            "Norm before clipping",
+            "none",
+            "Norm of all gradients before an optimizer with max_grad_norm= clipped them, the largest of the ranks."
+            " Good: slow drift; a spike that clipping caught is seen here only.",
+            [worst("gradient.norm_before_clipping", "optimizer", matchers=OPTIMIZER)],
+            log=True,
+            width=12,
+            no_value=NO_CLIPPING,
+        ),
+        Panel(
+            "Left by clipping",
+            "percentunit",
+            "What all gradients were multiplied by, the smallest of the ranks. Good: 100 % at most steps. If it stays"
+            " far below, it is max_grad_norm= that sets the size of a step: raise it, or lower the rate.",
+            [
+                Query(
+                    f"min by (optimizer) ({series('gradient_clip.ratio', OPTIMIZER)})",
+                    "{{optimizer}}",
+                )
+            ],
+            minimum=0,
+            width=12,
+            no_value=NO_CLIPPING,
         ),
     ),
 )
@@ -155,6 +184,54 @@ STATE = Row(
             log=True,
             width=12,
             height=10,
+        ),
+    ),
+)
+
+BLOCKS = Row(
+    "From sampled blocks",
+    (
+        Panel(
+            "Estimated update error",
+            "percentunit",
+            "Update error of an optimizer that is not optwatch's: the step is computed once more in fp32 on sampled"
+            " blocks of its state. Good: below 10 %.",
+            [worst("estimated_update_quantization_error.ratio", "optimizer", "group")],
+            log=True,
+            width=12,
+            steps=ERROR,
+            no_value=NOT_FOREIGN,
+        ),
+        Panel(
+            "Estimated quantisation error of the state",
+            "percentunit",
+            "RMS of stored minus exact over RMS of exact, for second moments of their roots, on the same blocks. Good:"
+            " steady; the update error beside it is the one that matters.",
+            [worst("estimated_quantization_error.ratio", "slot", "group")],
+            log=True,
+            width=12,
+            no_value=NOT_FOREIGN,
+        ),
+        Panel(
+            "Update error that accumulated",
+            "percentunit",
+            "Update from the stored state against the one from a copy kept in fp32 since watching began; of the formats"
+            " in what_if=, too. Good: below 10 %, and no longer rising; else choose the format that stays below.",
+            [worst("shadow_update_error.ratio", "optimizer", "group", "format")],
+            log=True,
+            width=12,
+            steps=ERROR,
+            no_value=NO_SHADOW,
+        ),
+        Panel(
+            "Error of the moments that accumulated",
+            "percentunit",
+            "Stored moments against a copy kept in fp32 since watching began, for second moments of their roots. Good:"
+            " levels off after some times 1 / (1 - beta) steps; a rise without end is a bias of the format.",
+            [worst("shadow_moment_error.ratio", "slot", "group", "format")],
+            log=True,
+            width=12,
+            no_value=NO_SHADOW,
         ),
     ),
 )

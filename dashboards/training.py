@@ -17,6 +17,8 @@ from dashboards.queries import (
     total,
 )
 
+NOT_REPORTED = "not reported"
+
 OVERVIEW = Row(
     "Overview",
     (
@@ -67,7 +69,7 @@ OVERVIEW = Row(
             width=4,
             height=4,
             decimals=4,
-            no_value="not reported",
+            no_value=NOT_REPORTED,
         ),
         Panel(
             "Non-finite gradients",
@@ -220,6 +222,39 @@ HEALTH = Row(
             [Query(f"max by (rank) ({series('rank_up', RUN)})", "rank {{rank}}")],
             width=12,
             minimum=0,
+        ),
+    ),
+)
+
+REPORTED = Row(
+    "What the loop reported",
+    (
+        Panel(
+            "Tokens and samples a second",
+            "suffix: /s",
+            "What watch.count() was told, over all ranks. Good: constant; where it falls, look at the steps above.",
+            [
+                rate("training.tokens", legend="tokens"),
+                rate("training.samples", legend="samples"),
+            ],
+            minimum=0,
+            no_value=NOT_REPORTED,
+        ),
+        Panel(
+            "Scalars",
+            "none",
+            "What watch.log() was told beside the loss, mean over the ranks. Good: whatever you know of them.",
+            [Query(f"avg by (name) ({series('scalar', RUN)})", "{{name}}")],
+            no_value=NOT_REPORTED,
+        ),
+        Panel(
+            "Run events",
+            "short",
+            "How often each happened so far, over the ranks; lines across all panels show when. Good: checkpoints as"
+            " often as you meant, and no conversion, skipped step or failed allocation that you do not expect.",
+            [total("events", "event", matchers=RUN)],
+            minimum=0,
+            no_value="none",
         ),
     ),
 )

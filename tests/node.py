@@ -40,11 +40,11 @@ def demo(seconds: float, *options: str) -> list[str]:
 
 @contextmanager
 def node(
-    root: Path, command: Sequence[str | Path], *, gpus: int = 0, rules: Sequence[Path] = (RULES,)
+    root: Path, command: Sequence[str | Path], *options: str, gpus: int = 0, rules: Sequence[Path] = (RULES,)
 ) -> Iterator[Node]:
     """The node, in ``root``, once the training that ``command`` starts has taken its first steps; ends all of it.
 
-    The training holds 3 GB of the first GPU, if there are any, in the eyes of the driver.
+    ``options`` are the agent's. The training holds 3 GB of the first GPU, if there are any, in the eyes of the driver.
     """
     boards = root / "boards"
     boards.mkdir(mode=0o700, parents=True)
@@ -52,7 +52,7 @@ def node(
     if driver:
         driver.order(f"devices {gpus}")
     with (
-        agent(boards, *_QUICK, environment=driver.environment if driver else {}) as (url, _),
+        agent(boards, *_QUICK, *options, environment=driver.environment if driver else {}) as (url, _),
         PrometheusServer(root / "prometheus", url, rules) as prometheus,
         (boards / "training.log").open("wb") as log,
     ):

@@ -130,11 +130,14 @@ def test_rows() -> None:
         for name, made in JSON.items()
     }
     assert rows == {
-        "optimizer": ["Overview", "Step health", "Gradients", "Updates", "Optimizer state"],
+        "optimizer": [
+            "Overview", "Step health", "What the loop reported", "Gradients", "Updates", "Optimizer state",
+            "From sampled blocks",
+        ],
         "memory": ["Optimizer state", "What the run holds", "Device memory"],
         "fleet": ["Runs", "Ranks", "GPUs of the runs"],
         "monitor": ["Overview", "What watching costs", "What is missing"],
-    }
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("board", "panel"), PANELS, ids=_id)
