@@ -67,11 +67,14 @@ OPTWATCH_INLINE float cubic_rescale(const Part& part, int index, int32_t top) {
   return empty || !finite ? 0.0f : 1.0f / as_float(scale);
 }
 
+// What is left to prepare of sub-block `index` once the largest bit pattern of a magnitude is known.
+OPTWATCH_INLINE void cubic_settle(const Part& part, int index, int32_t top, Note* note) {
+  reinterpret_cast<CubicNote*>(note)->inverse[index] = cubic_rescale(part, index, top);
+}
+
 inline void cubic_prepare(const Part& part, int n, const float* exact, Note* note) {
-  auto* inverse = reinterpret_cast<CubicNote*>(note)->inverse;
-  for (int start = 0, k = 0; start < n; start += kCubicBlock, k++) {
-    inverse[k] = cubic_rescale(part, k, largest_magnitude(exact + start, length_of(start, kCubicBlock, n)));
-  }
+  for (int start = 0, k = 0; start < n; start += kCubicBlock, k++)
+    cubic_settle(part, k, largest_magnitude(exact + start, length_of(start, kCubicBlock, n)), note);
 }
 
 inline void cubic_store(const Part& part, int n, const float* exact, const Note& note) {
@@ -202,6 +205,10 @@ struct LogRange {
     least = minimum(least, pattern);
     most = maximum(most, pattern);
   }
+  OPTWATCH_INLINE void add(const LogRange& other) {
+    least = minimum(least, other.least);
+    most = maximum(most, other.most);
+  }
 };
 
 // The smallest bit pattern above zero and the largest one, both without sign.
@@ -316,13 +323,18 @@ struct LogNote {
 };
 static_assert(sizeof(LogNote) <= sizeof(Note::bytes));
 
+// What is left to prepare of sub-block `index`, whose n elements start at `exact`, once its range is known.
+OPTWATCH_INLINE void log_settle(const Part& part, int index, const LogRange& range, const float* exact, int n,
+                                Note* note) {
+  reinterpret_cast<LogNote*>(note)->grids[index] = log_grid_of(range, exact, n, log_grid(part, index));
+}
+
 inline void log_prepare(const Part& part, int n, const float* exact, Note* note) {
-  LogGrid* grids = reinterpret_cast<LogNote*>(note)->grids;
   for (int start = 0, k = 0; start < n; start += kLogBlock, k++) {
     const int length = length_of(start, kLogBlock, n);
     LogRange range;
     for (int i = 0; i < length; i += kWidth) range.add(load(exact + start + i));
-    grids[k] = log_grid_of(range, exact + start, length, log_grid(part, k));
+    log_settle(part, k, range, exact + start, length, note);
   }
 }
 

@@ -10,39 +10,44 @@
 // state and the weights equal the reference's to the last bit.
 #pragma once
 
+#include "fused.h"
 #include "packs.h"
 #include "tables.h"
 
 namespace optwatch::OPTWATCH_ISA {
 
 template <class R, bool keep>
-inline float elementwise_loop(const float* g, const float* w, float* w_new, const float* const* state,
-                              float* const* next, int n, const typename R::Scalars h, float* u_out) {
+inline Squares elementwise_loop(const float* g, const float* w, float* w_new, const float* const* state,
+                                float* const* next, int n, const typename R::Scalars h, float* u_out, Ahead ahead) {
   const float* in[R::kSlots + 1];
   float* out[R::kSlots + 1];
   for (int s = 0; s < R::kSlots; s++) in[s] = state[s], out[s] = next[s];
-  Float update_sq{};
+  Float grad_sq{}, update_sq{};
   in_packs<1>(n, [&](int i, auto size) {
     constexpr int k = size.value;
+    ahead.ask<R::kSlots>();
     Floats<k> values[R::kSlots + 1];
     for (int s = 0; s < R::kSlots; s++) values[s] = load_pack<k>(in[s] + i);
-    const auto weight = load_pack<k>(w + i);
-    const auto u = R::step(values, load_pack<k>(g + i), weight, h);
+    const auto grad = load_pack<k>(g + i), weight = load_pack<k>(w + i);
+    const auto u = R::step(values, grad, weight, h);
     for (int s = 0; s < R::kSlots; s++) store(out[s] + i, values[s]);
     store(w_new + i, R::apply(weight, u, h));
     if constexpr (keep) store(u_out + i, u);
-    for (int j = 0; j < k; j++) update_sq = fma(u.v[j], u.v[j], update_sq);
+    for (int j = 0; j < k; j++) {
+      grad_sq = fma(grad.v[j], grad.v[j], grad_sq);
+      update_sq = fma(u.v[j], u.v[j], update_sq);
+    }
   });
-  return sum(update_sq);
+  return {sum(grad_sq), sum(update_sq)};
 }
 
 template <class R>
-inline float elementwise_step(const float* g, const float* w, float* w_new, const float* const* state,
-                              float* const* next, int n, const float* scalars, float* u) {
+inline Squares elementwise_step(const float* g, const float* w, float* w_new, const float* const* state,
+                                float* const* next, int n, const float* scalars, float* u, const Ahead& ahead) {
   typename R::Scalars h;
   std::memcpy(&h, scalars, sizeof h);
-  return u ? elementwise_loop<R, true>(g, w, w_new, state, next, n, h, u)
-           : elementwise_loop<R, false>(g, w, w_new, state, next, n, h, nullptr);
+  return u ? elementwise_loop<R, true>(g, w, w_new, state, next, n, h, u, ahead)
+           : elementwise_loop<R, false>(g, w, w_new, state, next, n, h, nullptr, ahead);
 }
 
 template <class R>
@@ -80,8 +85,10 @@ constexpr Rule elementwise_rule(const char* name) {
                elementwise_step<R>,
                elementwise_update<R>,
                R::kAgain,
+               {},
                0,
                nullptr};
+  if constexpr (R::kSlots > 0) rule.bytes = {byte_fits, byte_step<R>, nullptr};
   for (int s = 0; s < R::kSlots; s++) rule.second_moment[s] = R::kSecondMoment[s];
   return rule;
 }

@@ -32,6 +32,7 @@ struct AdamWInt8 {
 
   struct Sums {
     Float grad{}, update{};
+    Ahead ahead;
   };
 
   // kCubicBlock elements from i, or fewer at the end of a tensor.
@@ -43,6 +44,7 @@ struct AdamWInt8 {
     LogRange v_range = *v_range_out;
     Sums sums = *sums_out;
     for (const int end = i + n; i < end; i += kWidth) {
+      sums.ahead.ask<2>();
       const Float raw = load(b.grad + i), g = scaled ? raw * h.grad_scale : raw, square = g * g;
       sums.grad += scaled ? raw * raw : square;
       const Float m = m_reader.read_onto<1>({g * h.one_minus_beta1}, i).v[0];
@@ -66,7 +68,7 @@ struct AdamWInt8 {
     static_assert(kLogBlock % kCubicBlock == 0);
     LogRange v_ranges[kBlock / kLogBlock];
     Magnitude m_ranges[kBlock / kCubicBlock];
-    Sums sums;
+    Sums sums = {{}, {}, b.ahead};
     for (int start = 0; start < b.n; start += kLogBlock) {
       const LogReader v_reader(b.parts[1], start / kLogBlock, h.beta2);
       for (int i = start; i < b.n && i < start + kLogBlock; i += kCubicBlock) {
@@ -87,7 +89,7 @@ struct AdamWInt8 {
       m_most = most > m_most ? most : m_most;
     }
     for (int start = 0, s = 0; start < b.n; start += kLogBlock, s++) v_most = maximum(v_most, v_ranges[s].most);
-    return {sum(sums.grad), sum(sums.update), {as_float(m_most), as_float(static_cast<int32_t>(largest(v_most)))}};
+    return {{sum(sums.grad), sum(sums.update)}, {as_float(m_most), as_float(static_cast<int32_t>(largest(v_most)))}};
   }
 
   struct Errors {
@@ -119,7 +121,7 @@ struct AdamWInt8 {
   }
 
   OPTWATCH_INLINE bool observe(const HotBlock& b, const HotSums& known, double* sums) const {
-    if (!trustworthy(known.update_sq) || !(known.absmax[0] <= kLargestBf16) || !(known.absmax[1] < 0x1p126f))
+    if (!trustworthy(known.squares.update) || !(known.absmax[0] <= kLargestBf16) || !(known.absmax[1] < 0x1p126f))
       return false;
     Errors e;
     for (int start = 0; start < b.n; start += kLogBlock) {
@@ -148,7 +150,7 @@ struct AdamWInt8 {
   }
 };
 
-inline bool adamw_int8_fits(const float* scalars) { return AdamWInt8(scalars).fits(); }
+inline bool adamw_int8_fits(const float* scalars, int) { return AdamWInt8(scalars).fits(); }
 
 inline HotSums adamw_int8_step(const HotBlock& b, const float* scalars) {
   const AdamWInt8 plan(scalars);
@@ -159,8 +161,6 @@ inline bool adamw_int8_observe(const HotBlock& b, const float* scalars, const Ho
   return AdamWInt8(scalars).observe(b, known, sums);
 }
 
-constexpr Hot kHot[] = {
-    {"adamw", {"int8_cubic", "int8_log"}, adamw_int8_fits, adamw_int8_step, adamw_int8_observe},
-};
+constexpr Hot kAdamWInt8 = {adamw_int8_fits, adamw_int8_step, adamw_int8_observe};
 
 }  // namespace optwatch::OPTWATCH_ISA

@@ -43,14 +43,14 @@ const Rule* find_rule(const char* name) {
 
 const Type* find_type(const char* name) { return find(kTypes, name); }
 
-const Hot* find_hot(const char* rule, const char* const* codecs, int slots) {
-  for (const Hot& hot : kHot) {
-    bool matches = same(hot.rule, rule);
-    for (int s = 0; s < slots && matches; s++) matches = same(hot.codecs[s], codecs[s]);
-    if (matches) return &hot;
-  }
-  return nullptr;
+const Hot* find_hot(const Rule& rule, const Codec* const* codecs) {
+  for (int s = 0; s < rule.slots; s++)
+    if (!same(codecs[s]->name, rule.second_moment[s] ? "int8_log" : "int8_cubic")) return nullptr;
+  if (same(rule.name, "adamw")) return &kAdamWInt8;
+  return rule.bytes.step ? &rule.bytes : nullptr;
 }
+
+bool is_hot(const Tables& t, const Work& work, int n) { return t.hot && t.hot->fits(work.scalars, n); }
 
 // The arrays of a block. They are reused for block after block and stay in the first-level cache.
 struct alignas(64) Arrays {
@@ -63,7 +63,6 @@ struct alignas(64) Arrays {
 
 struct Block {
   int n;             // elements
-  bool ahead;        // another whole block follows
   const void* grad;  // at the block's first element
   Part weight;
   Part parts[kMaxSlots];
@@ -99,35 +98,37 @@ void observe(const Tables& t, const Work& work, const Block& b, Arrays& a, const
   if (slots && !t.rule->second_moment[0]) sums[kMomentGrad] += product(exact[0], grad, b.n);
 }
 
-// Asks for a quarter of the next block's memory. While one block is computed in the first-level cache nothing else
-// tells the processor that it goes on; all at once there would be more requests than a core can have under way.
-OPTWATCH_INLINE void fetch_quarter(const Tables& t, const Block& b, int quarter) {
-  if (!b.ahead) return;
-  const auto fetch = [=](const void* block, int bits) {
-    const char* p = static_cast<const char*>(block) + (kBlock * bits / 8 + quarter * kBlock / 32 * bits);
-    for (int i = 0; i < kBlock / 32 * bits; i += 64) __builtin_prefetch(p + i, 1);
+// How far ahead memory is asked for, in elements. Farther, and what was fetched for plans with many arrays is evicted
+// before it is used (11 % slower at two blocks); nearer, and it comes too late (5 to 15 % slower at a quarter of one).
+constexpr int kAhead = kBlock / 2;
+
+Ahead ahead_of(const Tables& t, const Block& b) {
+  Ahead ahead;
+  const bool more = b.n == kBlock;  // a shorter block is the last one
+  const auto stream = [&](int k, const void* block, int bits) {
+    ahead.at[k] = static_cast<const char*>(block) + (more ? kAhead * bits / 8 : 0);
+    ahead.step[k] = more ? kWidth * bits / 8 : 0;
   };
-  fetch(b.grad, 8 * t.grad->bytes);
-  fetch(b.weight.values, t.weight->bits);
-  fetch(b.weight.correction, 8 * t.weight->correction);
-  for (int s = 0; s < t.rule->slots; s++) fetch(b.parts[s].values, t.codecs[s]->bits);
+  stream(0, b.grad, 8 * t.grad->bytes);
+  stream(1, b.weight.values, t.weight->bits);
+  for (int s = 0; s < t.rule->slots; s++) stream(2 + s, b.parts[s].values, t.codecs[s]->bits);
+  return ahead;
 }
 
 // New moments and weights, and all that is needed to store the moments.
 HotSums advance(const Tables& t, const Work& work, const HotBlock& b, Arrays& a) {
-  if (t.hot && t.hot->fits(work.scalars)) return t.hot->step(b, work.scalars);
+  if (is_hot(t, work, b.n)) return t.hot->step(b, work.scalars);
   const int slots = t.rule->slots;
-  HotSums squares;
+  HotSums found;
   const float* state[kMaxSlots];
   for (int s = 0; s < slots; s++) state[s] = t.codecs[s]->load(b.parts[s], b.n, a.state[s]);
-  squares.grad_sq = quick_squares(b.grad, b.n);
-  squares.update_sq = t.rule->step(b.grad, b.weight, b.new_weight, state, b.next, b.n, work.scalars, b.update);
+  found.squares = t.rule->step(b.grad, b.weight, b.new_weight, state, b.next, b.n, work.scalars, b.update, b.ahead);
   // Padding must not turn into anything: 0 / (0 + eps) is NaN when eps is 0.
   for (int i = b.n; i % kPad; i++)
     for (int s = 0; s < slots; s++) b.next[s][i] = 0;
   for (int s = slots - 1; s >= 0; s--)
     if (t.codecs[s]->prepare) t.codecs[s]->prepare(b.parts[s], b.n, b.next[s], &a.notes[s]);
-  return squares;
+  return found;
 }
 
 void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* sums) {
@@ -140,30 +141,26 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
   float* next[kMaxSlots];
   for (int s = 0; s < slots; s++) next[s] = t.codecs[s]->in_place ? static_cast<float*>(b.parts[s].values) : a.next[s];
 
-  fetch_quarter(t, b, 0);
   const bool keep = work.full || t.rule->again;
-  const HotBlock block = {b.n, b.parts, grad, weight, new_weight, next, keep ? a.update : nullptr, a.notes};
-  const HotSums squares = advance(t, work, block, a);
-  const double grad_sq = trustworthy(squares.grad_sq) ? squares.grad_sq : precise_squares(grad, b.n);
+  const HotBlock block = {b.n,     b.parts,       grad, weight, new_weight, next, keep ? a.update : nullptr,
+                          a.notes, ahead_of(t, b)};
+  const HotSums found = advance(t, work, block, a);
+  const Squares& squares = found.squares;
+  const double grad_sq = trustworthy(squares.grad) ? squares.grad : precise_squares(grad, b.n);
   sums[kGradSq] += grad_sq;
   if (!(grad_sq <= 1e300)) sums[kNonfinite] += static_cast<double>(nonfinite(grad, b.n));
-  double update_sq = squares.update_sq;
+  double update_sq = squares.update;
   for (int i = b.n; i % kPad; i++) {
     new_weight[i] = a.update[i] = 0;
     for (int s = 0; s < slots; s++) next[s][i] = 0;
   }
-  if (!trustworthy(squares.update_sq)) {
+  if (!trustworthy(squares.update)) {
     if (!t.rule->again) t.rule->update(next, grad, b.n, work.scalars, a.update);
     update_sq = precise_squares(a.update, b.n);
   }
   sums[kUpdateSq] += update_sq;
 
-  fetch_quarter(t, b, 1);
-  for (int s = 0; s < slots; s++) {
-    t.codecs[s]->store(b.parts[s], b.n, next[s], a.notes[s]);
-    if (s < 2) fetch_quarter(t, b, 2 + s);
-  }
-  for (int s = slots; s < 2; s++) fetch_quarter(t, b, 2 + s);
+  for (int s = 0; s < slots; s++) t.codecs[s]->store(b.parts[s], b.n, next[s], a.notes[s]);
   const float* stored = new_weight;
   if (work.full && t.weight->in_place)  // storing ends the old weight
     sums[kWeightSq] += weights(weight, stored, stored, b.n, sums + kUnchanged);
@@ -173,7 +170,7 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
     stored = t.weight->load(b.weight, b.n, a.state[0]);  // the old state is not needed any more
     sums[kWeightSq] += weights(weight, stored, t.weight->stochastic ? new_weight : stored, b.n, sums + kUnchanged);
   }
-  if (!(t.hot && t.hot->fits(work.scalars) && t.hot->observe(block, work.scalars, squares, sums)))
+  if (!(is_hot(t, work, b.n) && t.hot->observe && t.hot->observe(block, work.scalars, found, sums)))
     observe(t, work, b, a, grad, next, update_sq, sums);
 }
 
@@ -213,7 +210,6 @@ void run(const Tables& t, const Work& work) {
     b.n = static_cast<int>(work.stop - first < kBlock ? work.stop - first : kBlock);
     // Copies for padding are for the last few elements only, where no codec minds another block.
     if (elementwise && b.n > kPad) b.n -= b.n % kPad;
-    b.ahead = work.stop - first >= 2 * kBlock;
     b.grad = work.grad + first * t.grad->bytes;
     const int slots = t.rule->slots;
     b.weight = {tensor.param + bytes_of(first, t.weight->bits), nullptr, first, key_of(work, slots),

@@ -237,7 +237,7 @@ OPTWATCH_API void* optwatch_cpu_bind(const char* isa,            // instruction 
   plan->tables.grad = chosen->type(grad_type);
   const int slots = plan->tables.rule->slots;
   for (int s = 0; s < slots; s++) plan->tables.codecs[s] = chosen->codec(codecs[s]);
-  plan->tables.hot = chosen->hot(rule, codecs, slots);
+  plan->tables.hot = chosen->hot(*plan->tables.rule, plan->tables.codecs);
   plan->tensors.resize(static_cast<size_t>(n));
   for (size_t t = 0; t < plan->tensors.size(); t++) {
     Tensor& tensor = plan->tensors[t];

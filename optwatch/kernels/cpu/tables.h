@@ -59,32 +59,26 @@ struct Codec {
   bool stochastic = false;  // whether a weight that stayed as it was might have moved
 };
 
-// The mathematics of an optimizer on fp32 values.
-struct Rule {
-  const char* name;
-  int slots;
-  int scalars;
-  bool second_moment[kMaxSlots];
-  // New state and weights; returns the sum of u*u and writes u unless it is null. `next` may alias `state`, `w_new`
-  // may alias `w`.
-  float (*step)(const float* g, const float* w, float* w_new, const float* const* state, float* const* next, int n,
-                const float* scalars, float* u);
-  // What is subtracted from the weight, from the new state.
-  void (*update)(const float* const* state, const float* g, int n, const float* scalars, float* u);
-  // Whether `update` of the new state is not what `step` gave: then what `step` gave is kept in every step, and an
-  // error of the update is the difference of two results of `update`.
-  bool again;
-  // Of a rule that needs norms of whole tensors before its step: what they are norms of. Stores nothing.
-  int norms;
-  void (*measure)(const float* g, const float* w, const float* const* state, int n, const float* scalars,
-                  float (*values)[kBlock]);
+// Memory that is asked for while a block is worked on: of the gradient, the weight and the slots, somewhat ahead. A
+// block in the first-level cache tells the processor nothing of the next one, so the loop over it asks, a little with
+// every vector: all at once there would be more requests than a core can have under way.
+struct Ahead {
+  static constexpr int kMaxStreams = 2 + kMaxSlots;
+  const char* at[kMaxStreams];
+  int step[kMaxStreams];  // bytes of a vector; 0 where no block follows
+
+  template <int slots>
+  inline __attribute__((always_inline)) void ask() {
+    for (int k = 0; k < 2 + slots; k++) {
+      __builtin_prefetch(at[k], 1);
+      at[k] += step[k];
+    }
+  }
 };
 
-// An element type of gradients.
-struct Type {
-  const char* name;
-  int bytes;
-  const float* (*load)(const void* values, int n, float* scratch);
+// Sums over one block, in fp32.
+struct Squares {
+  float grad, update;
 };
 
 // One block as a specialised plan sees it; arrays may be read and written up to the next multiple of kPad.
@@ -96,23 +90,51 @@ struct HotBlock {
   float* const* next;  // [slots], the new state
   float* update;       // what is subtracted, or null
   Note* notes;         // [slots], for the codecs' store
+  Ahead ahead;
 };
 
 struct HotSums {
-  float grad_sq, update_sq;
-  float absmax[kMaxSlots];  // of the new state; infinity or NaN if anything is
+  Squares squares;
+  float absmax[kMaxSlots];  // of the new state; infinity or NaN if anything is. For `observe`
 };
 
-// A rule and its slots' codecs with a loop of their own; see hot.h.
+// A loop of its own for a rule with certain codecs.
 struct Hot {
-  const char* rule;
-  const char* codecs[kMaxSlots];
-  bool (*fits)(const float* scalars);
-  // What the codecs' loads, the rule's step and the codecs' preparations do together.
+  bool (*fits)(const float* scalars, int n);
+  // What the codecs' loads, the rule's step and the codecs' preparations do together; null if there is no such loop.
   HotSums (*step)(const HotBlock&, const float* scalars);
   // After the new state was stored: adds everything but the cheap sums and what concerns weights. Returns false, and
-  // adds nothing, where that needs more care than a sum in fp32 takes.
+  // adds nothing, where that needs more care than a sum in fp32 takes. May be null.
   bool (*observe)(const HotBlock&, const float* scalars, const HotSums&, double* sums);
+};
+
+// The mathematics of an optimizer on fp32 values.
+struct Rule {
+  const char* name;
+  int slots;
+  int scalars;
+  bool second_moment[kMaxSlots];
+  // New state and weights; returns the sums of g*g and u*u, and writes u unless it is null. `next` may alias `state`,
+  // `w_new` may alias `w`.
+  Squares (*step)(const float* g, const float* w, float* w_new, const float* const* state, float* const* next, int n,
+                  const float* scalars, float* u, const Ahead&);
+  // What is subtracted from the weight, from the new state.
+  void (*update)(const float* const* state, const float* g, int n, const float* scalars, float* u);
+  // Whether `update` of the new state is not what `step` gave: then what `step` gave is kept in every step, and an
+  // error of the update is the difference of two results of `update`.
+  bool again;
+  Hot bytes;  // for int8 in every slot
+  // Of a rule that needs norms of whole tensors before its step: what they are norms of. Stores nothing.
+  int norms;
+  void (*measure)(const float* g, const float* w, const float* const* state, int n, const float* scalars,
+                  float (*values)[kBlock]);
+};
+
+// An element type of gradients.
+struct Type {
+  const char* name;
+  int bytes;
+  const float* (*load)(const void* values, int n, float* scratch);
 };
 
 // The columns of a row, in the order of optwatch/metrics/fields.py.
@@ -160,7 +182,7 @@ struct Isa {
   const Rule* (*rule)(const char* name);
   const Codec* (*codec)(const char* name);
   const Type* (*type)(const char* name);
-  const Hot* (*hot)(const char* rule, const char* const* codecs, int slots);
+  const Hot* (*hot)(const Rule& rule, const Codec* const* codecs);
   // The passes over a work item: those that only read and sum, and the step.
   void (*gradients)(const Tables&, const Work&);
   void (*norms)(const Tables&, const Work&);

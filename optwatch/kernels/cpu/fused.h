@@ -1,0 +1,143 @@
+// The rules with one byte an element in every slot: one pass over a block decodes, steps, and collects the squares and
+// the ranges that the encoders need; only the new state goes through the first-level cache, and the codecs' own loops
+// encode it. Rules and codecs are what they are elsewhere, so every bit is that of the plan composed of their
+// functions.
+#pragma once
+
+#include <tuple>
+#include <utility>
+
+#include "mathematics.h"
+#include "optwatch/codecs/int8/cpu.h"
+
+namespace optwatch::OPTWATCH_ISA {
+
+// Calls f(0), f(1), ... with constants.
+template <int... s, class F>
+OPTWATCH_INLINE void for_each_of(std::integer_sequence<int, s...>, F f) {
+  (f(std::integral_constant<int, s>{}), ...);
+}
+
+// How int8 reads a slot of a kind, and what its encoder has to know of a sub-block.
+template <bool second_moment>
+struct ByteSlot {
+  using Reader = CubicReader;
+  using Range = Magnitude;
+  static constexpr int kSize = kCubicBlock;
+};
+template <>
+struct ByteSlot<true> {
+  using Reader = LogReader;
+  using Range = LogRange;
+  static constexpr int kSize = kLogBlock;
+};
+
+template <class R>
+struct BytePlan {
+  using Slots = std::make_integer_sequence<int, R::kSlots>;
+  using Scalars = typename R::Scalars;
+
+  template <class>
+  struct Tuples;
+  template <int... s>
+  struct Tuples<std::integer_sequence<int, s...>> {
+    using Readers = std::tuple<typename ByteSlot<R::kSecondMoment[s]>::Reader...>;
+    using Ranges = std::tuple<typename ByteSlot<R::kSecondMoment[s]>::Range...>;
+    static OPTWATCH_INLINE Readers readers(const HotBlock& b, int start) { return {reader<s>(b, start)...}; }
+  };
+  using Readers = typename Tuples<Slots>::Readers;
+  using Ranges = typename Tuples<Slots>::Ranges;
+
+  template <int s>
+  static OPTWATCH_INLINE auto reader(const HotBlock& b, int start) {
+    using Slot = ByteSlot<R::kSecondMoment[s]>;
+    return typename Slot::Reader(b.parts[s], start / Slot::kSize);
+  }
+
+  static constexpr bool has(bool second_moment) {
+    for (int s = 0; s < R::kSlots; s++)
+      if (R::kSecondMoment[s] == second_moment) return true;
+    return false;
+  }
+  // What has one scale or grid in every slot, and what has one in those that have the longest.
+  static constexpr int kShort = has(false) ? kCubicBlock : kLogBlock, kLong = has(true) ? kLogBlock : kCubicBlock;
+  static_assert(kLong % kShort == 0 && kBlock % kLong == 0);
+
+  struct Sums {
+    Float grad{}, update{};
+  };
+
+  template <bool keep>
+  static OPTWATCH_INLINE void part(const HotBlock& b, const Scalars& h, int start, const Readers& readers,
+                                   Ranges* ranges_out, Sums* sums_out, Ahead* ahead_out) {
+    // Local, because what a pointer leads to would be stored and loaded again for each vector.
+    const float *grads = b.grad, *weights = b.weight;
+    float *new_weights = b.new_weight, *updates = b.update, *next[R::kSlots];
+    for (int s = 0; s < R::kSlots; s++) next[s] = b.next[s];
+    Ranges ranges;
+    Sums sums = *sums_out;
+    Ahead ahead = *ahead_out;
+    for (int i = start; i < start + length_of(start, kShort, b.n); i += kWidth) {
+      Floats<1> state[R::kSlots];
+      for_each_of(Slots{}, [&](auto s) { state[s.value] = std::get<s.value>(readers).template read<1>(i); });
+      const Floats<1> grad = load_pack<1>(grads + i), weight = load_pack<1>(weights + i);
+      ahead.ask<R::kSlots>();
+      const Floats<1> u = R::step(state, grad, weight, h);
+      for_each_of(Slots{}, [&](auto s) {
+        std::get<s.value>(ranges).add(state[s.value].v[0]);
+        store(next[s.value] + i, state[s.value]);
+      });
+      store(new_weights + i, R::apply(weight, u, h));
+      if constexpr (keep) store(updates + i, u);
+      sums.grad = fma(grad.v[0], grad.v[0], sums.grad);
+      sums.update = fma(u.v[0], u.v[0], sums.update);
+    }
+    *ranges_out = ranges;
+    *sums_out = sums;
+    *ahead_out = ahead;
+  }
+
+  template <bool keep>
+  static HotSums run(const HotBlock& b, const Scalars h) {
+    Ranges ranges[kBlock / kShort];
+    Sums sums;
+    Ahead ahead = b.ahead;
+    for (int start = 0; start < b.n; start += kLong) {
+      Readers readers = Tuples<Slots>::readers(b, start);
+      for (int i = start; i < b.n && i < start + kLong; i += kShort) {
+        for_each_of(Slots{}, [&](auto s) {
+          if constexpr (!R::kSecondMoment[s.value]) std::get<s.value>(readers) = reader<s.value>(b, i);
+        });
+        part<keep>(b, h, i, readers, &ranges[i / kShort], &sums, &ahead);
+      }
+    }
+    for_each_of(Slots{}, [&](auto s) { prepare<s.value>(b, ranges); });
+    return {{sum(sums.grad), sum(sums.update)}, {}};
+  }
+
+  template <int s>
+  static OPTWATCH_INLINE void prepare(const HotBlock& b, const Ranges* ranges) {
+    if constexpr (R::kSecondMoment[s]) {
+      for (int start = 0, k = 0; start < b.n; start += kLogBlock, k++) {
+        LogRange range;
+        for (int i = start; i < b.n && i < start + kLogBlock; i += kShort) range.add(std::get<s>(ranges[i / kShort]));
+        log_settle(b.parts[s], k, range, b.next[s] + start, length_of(start, kLogBlock, b.n), &b.notes[s]);
+      }
+    } else {
+      for (int start = 0, k = 0; start < b.n; start += kCubicBlock, k++)
+        cubic_settle(b.parts[s], k, largest(std::get<s>(ranges[k]).most), &b.notes[s]);
+    }
+  }
+};
+
+// Padding may turn into anything, and would be part of the ranges.
+inline bool byte_fits(const float*, int n) { return n % kPad == 0; }
+
+template <class R>
+inline HotSums byte_step(const HotBlock& b, const float* scalars) {
+  typename R::Scalars h;
+  std::memcpy(&h, scalars, sizeof h);
+  return b.update ? BytePlan<R>::template run<true>(b, h) : BytePlan<R>::template run<false>(b, h);
+}
+
+}  // namespace optwatch::OPTWATCH_ISA
