@@ -32,13 +32,15 @@ class Mark(NamedTuple):
     title: str
     expr: str
     value_is_time: bool = False
+    step: str = "60s"
 
 
 def _event(name: str, event: str, color: str) -> Mark:
     """The newest event of a kind, at the very time at which it happened; Grafana counts in milliseconds."""
     newest = series("last_event_timestamp", f'{RUN}, event="{event}"')
     expr = f"max by (run_id, rank) ({newest}) * 1000"
-    return Mark(name, color, name + ", rank {{rank}}", expr, value_is_time=True)
+    # Asked for at each scrape: it is seen when it has happened, and so is one soon after another.
+    return Mark(name, color, name + ", rank {{rank}}", expr, value_is_time=True, step="15s")
 
 
 _STATE, _ASKED = (series(f"optimizer.{name}", OPTIMIZER) for name in ("state", "state_expected"))
@@ -134,7 +136,7 @@ class Board:
     def _annotation(self, mark: Mark) -> builders.AnnotationQuery:
         expr = mark.expr.replace(THIS_RUN, CHOSEN_RUNS) if self.many_runs else mark.expr
         query = builders.AnnotationQuery().name(mark.name).datasource(DATASOURCE).icon_color(mark.color)
-        query = query.expr(expr).title_format(mark.title).step("60s").enable(enable=True).hide(hide=False)
+        query = query.expr(expr).title_format(mark.title).step(mark.step).enable(enable=True).hide(hide=False)
         return query.use_value_for_time(mark.value_is_time)
 
 

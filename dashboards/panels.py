@@ -112,7 +112,8 @@ def _stat(panel: Panel) -> stat.Panel:
     builder = builder.color_scheme(color if panel.steps else color.fixed_color("text"))
     named = len(panel.queries) > 1 or "{{" in panel.queries[0].legend
     mode = common.BigValueTextMode.VALUE_AND_NAME if named else common.BigValueTextMode.VALUE
-    return builder.text_mode(mode)
+    # Names above the figures: beside them, both get too small to read in a narrow panel.
+    return builder.text_mode(mode).wide_layout(False)
 
 
 def _table(panel: Panel) -> table.Panel:  # noqa: ARG001 - one signature for all kinds

@@ -135,6 +135,7 @@ OVERVIEW = Row(
             height=4,
             decimals=2,
             steps=ERROR,
+            no_value="exact state",
         ),
         Panel(
             "GPU memory free",

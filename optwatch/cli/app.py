@@ -30,9 +30,10 @@ def cli() -> None:
 )
 @click.option(
     "--inject",
-    type=click.Choice(["fp32-resume"]),
+    type=click.Choice(["fp32-resume", "nan-loss", "leak"]),
     help="Break the run half-way. fp32-resume: resume a checkpoint as stock PyTorch does, so that the 8-bit state "
-    "silently becomes fp32; watch the state bytes leave what was asked for.",
+    "silently becomes fp32; watch the state bytes leave what was asked for. nan-loss: a batch whose loss is not a "
+    "number. leak: gradients are kept and never freed, up to 1 GB. docs/tour.md finds the cause of each.",
 )
 @click.option(
     "--device", metavar="DEVICE", help="Torch device, e.g. cpu or cuda:1.  [default: the GPU, else the CPU]"

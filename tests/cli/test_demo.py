@@ -10,8 +10,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import torch
 
+from optwatch.cli import app
+from optwatch.cli.demo import incidents
 from optwatch.cli.scrape import parse
+from optwatch.optim import AdamW
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration]
 TIMEOUT = 300
@@ -55,6 +59,32 @@ def test_the_injected_resume_is_seen() -> None:
     )
     assert state is not None
     assert state[1] == state[3] != state[2]
+
+
+def test_injected_gradients_are_counted() -> None:
+    """Every gradient of the step is not a number, nor is anything after it; the run goes on."""
+    lines = demo("--steps", "6", "--inject", "nan-loss")
+    assert any(line.startswith("step 3: a batch comes") for line in lines)
+    assert any(line.startswith("Done: 6 steps, loss") and line.endswith("-> –.") for line in lines)
+
+
+def test_the_injected_leak_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of one block are kept at each step, until they are as many bytes as said."""
+    block = torch.nn.Linear(10, 10, bias=False)
+    model = torch.nn.Sequential(torch.nn.ModuleList([block]))
+    block.weight.grad = torch.ones(10, 10)
+    monkeypatch.setattr(incidents, "LEAK", 1000)
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    for _ in range(5):
+        incidents.INCIDENTS["leak"].strike(model, optimizer)
+    assert sum(kept.numel() for kept in incidents._kept) == 300
+    assert incidents.INCIDENTS["leak"].again
+
+
+def test_every_incident_can_be_asked_for() -> None:
+    """The command line names all of them, without importing torch to find out."""
+    (option,) = [option for option in app.demo.params if option.name == "inject"]
+    assert list(option.type.choices) == list(incidents.INCIDENTS)
 
 
 def test_it_can_be_scraped_while_it_runs() -> None:

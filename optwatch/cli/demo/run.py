@@ -9,8 +9,8 @@ import click
 import torch
 
 import optwatch
+from optwatch.cli.demo.incidents import INCIDENTS
 from optwatch.cli.demo.model import BATCH, CONTEXT, corpus, make_model, next_byte_loss, random_batch
-from optwatch.cli.demo.resume import resume_as_fp32
 from optwatch.cli.demo.screen import Screen
 from optwatch.optim import AdamW
 
@@ -88,16 +88,18 @@ def _train(
     generator = torch.Generator().manual_seed(0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / WARMUP))
     progress = _Progress(options)
-    to_inject = options.inject
+    incident = INCIDENTS[options.inject] if options.inject else None
+    struck = False
     while progress.done() < 1:
-        if to_inject and progress.step > 0 and progress.done() >= 0.5:
-            resume_as_fp32(model, optimizer)
-            to_inject = None
-            screen.say(f"step {progress.step}: checkpoint saved, and resumed the way stock PyTorch does.")
         tokens = random_batch(data, generator, device)
         loss = next_byte_loss(model, tokens)
         watch.log(loss=loss.detach())  # published with the step
         loss.backward()
+        if incident and progress.step > 0 and progress.done() >= 0.5 and (incident.again or not struck):
+            incident.strike(model, optimizer)
+            if not struck:
+                screen.say(f"step {progress.step}: {incident.story}")
+            struck = True
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
