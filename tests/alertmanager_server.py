@@ -23,23 +23,25 @@ SHIPPED = Path(__file__).parents[1] / "deploy" / "alertmanager" / "alertmanager.
 
 
 class Webhook:
-    """What arrived: (receiver, alert) in order, each alert as Alertmanager sends it."""
+    """What arrived: receiver, alert as Alertmanager sends it, and Unix time, in order."""
 
     def __init__(self) -> None:
-        self.received: list[tuple[str, dict[str, Any]]] = []
+        self.received: list[tuple[str, dict[str, Any], float]] = []
 
-    def find(self, name: str, run: str, status: str) -> tuple[str, dict[str, Any]] | None:
+    def find(self, name: str, run: str, status: str) -> tuple[str, dict[str, Any], float] | None:
         """The first notification about an alert of a run, ``firing`` or ``resolved``."""
-        for receiver, alert in list(self.received):
+        for receiver, alert, at in list(self.received):
             labels = alert["labels"]
             if (labels["alertname"], labels.get("run_id"), alert["status"]) == (name, run, status):
-                return receiver, alert
+                return receiver, alert, at
         return None
 
     def names(self, run: str) -> set[str]:
         """Alerts that arrived about a run."""
         return {
-            alert["labels"]["alertname"] for _, alert in self.received if alert["labels"].get("run_id") == run
+            alert["labels"]["alertname"]
+            for _, alert, _ in self.received
+            if alert["labels"].get("run_id") == run
         }
 
 
@@ -51,7 +53,7 @@ def alertmanager(directory: Path) -> Iterator[tuple[str, Webhook]]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            webhook.received += [(self.path.strip("/"), alert) for alert in body["alerts"]]
+            webhook.received += [(self.path.strip("/"), alert, time.time()) for alert in body["alerts"]]
             self.send_response(200)
             self.end_headers()
 

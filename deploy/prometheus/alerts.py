@@ -88,7 +88,7 @@ ALERTS = (
     Alert(
         "StateBytesUnexpected",
         f"({STATE} != {EXPECTED})\n{RUNNING}",
-        "1m",
+        "30s",  # bytes are counted, and those of a step are published together: only a resume comes in between
         "critical",
         "Optimizer state is not stored the way it was asked for",
         OPTIMIZER + ", rank {{ $labels.rank }}, holds"

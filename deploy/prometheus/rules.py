@@ -16,8 +16,8 @@ DEFAULT_PATH = Path("deploy/prometheus/optwatch.rules.yml")
 #: Where the pages behind an alert are found.
 RUNBOOKS = "docs/runbooks"
 
-_MINUTES = {"m": 1, "h": 60, "d": 1440}
-_DURATION = re.compile(r"(?<=[\[ ])(\d+)([mhd])\b|(?<=\* )60\b")
+_MINUTES = {"s": 1 / 60, "m": 1, "h": 60, "d": 1440}
+_DURATION = re.compile(r"(?<=[\[ ])(\d+)([smhd])\b|(?<=\* )60\b")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -37,7 +37,10 @@ def clocked(text: str, minute: int) -> str:
         return text
 
     def shorten(found: re.Match[str]) -> str:
-        return f"{int(found[1]) * _MINUTES[found[2]] * minute}s" if found[1] else str(minute)
+        if not found[1]:
+            return str(minute)
+        seconds = int(found[1]) * _MINUTES[found[2]] * minute
+        return f"{seconds:.0f}s" if seconds >= 1 else f"{1000 * seconds:.0f}ms"
 
     return _DURATION.sub(shorten, f" {text}")[1:]
 

@@ -64,6 +64,12 @@ def _poison(run: Run) -> None:
     run.poison = True
 
 
+def _skip(run: Run) -> None:
+    """Gradients that are not finite, which the optimizer keeps from the weights."""
+    run.optimizer.nonfinite = "skip"
+    run.poison = True
+
+
 def _cure(run: Run) -> None:
     run.poison = False
     run.load()
@@ -79,6 +85,7 @@ RUNS: dict[str, tuple[Callable[[Run], None], bool, Callable[[Run], None]]] = {
     "finished": (_nothing, False, _nothing),
     "promoted": (lambda run: resume_as_fp32(run.model, run.optimizer), False, Run.load),
     "poisoned": (_poison, False, _cure),
+    "skipping": (_skip, False, _cure),
     "stalled": (_nothing, True, _nothing),
     "killed": (_nothing, False, _nothing),
     "leaking": (_leak, True, _nothing),
