@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+from agent_process import eventually
+from alertmanager_server import alertmanager
 from debian import program
 from deploy.prometheus import rules
 from promql import Labels
@@ -37,6 +41,56 @@ def test_inhibition(rule: dict) -> None:
         labels = LABELS.of(ALERTS[name].expr)
         assert labels is not None
         assert set(rule["equal"]) <= labels, name
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Alertmanager with the shipped inhibition rules."""
+    with alertmanager(tmp_path_factory.mktemp("alertmanager") / "home") as (url, _):
+        yield url
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", range(len(CONFIG["inhibit_rules"])))
+def test_a_cause_silences_its_consequences_and_nothing_else(number: int, address: str) -> None:
+    """In Alertmanager itself: within the same run or GPU, not in another one."""
+    rule = CONFIG["inhibit_rules"][number]
+    (cause,) = _named(rule["source_matchers"])
+    consequences = list(_named(rule["target_matchers"]))
+    # Each consequence in the same place, and once more in one of its own.
+    here, *there = (
+        {label: f"{label} {number} {place}" for label in rule["equal"]} for place in ("here", *consequences)
+    )
+    _post(address, [{"alertname": cause, **here}])
+    _post(address, [{"alertname": name, **here} for name in consequences])
+    _post(address, [{"alertname": name, **labels} for name, labels in zip(consequences, there, strict=True)])
+
+    def check() -> None:
+        states = {tuple(sorted(one["labels"].items())): one["status"]["state"] for one in _active(address)}
+
+        def state(name: str, labels: dict[str, str]) -> str | None:
+            return states.get(tuple(sorted({"alertname": name, **labels}.items())))
+
+        assert state(cause, here) == "active"
+        for name, elsewhere in zip(consequences, there, strict=True):
+            assert (name, state(name, here)) == (name, "suppressed")
+            assert (name, state(name, elsewhere)) == (name, "active")
+
+    eventually(check)
+
+
+def _post(address: str, alerts: list[dict[str, str]]) -> None:
+    body = json.dumps([{"labels": labels} for labels in alerts]).encode()
+    headers = {"Content-Type": "application/json"}
+    with urllib.request.urlopen(
+        urllib.request.Request(f"{address}/api/v2/alerts", body, headers), timeout=10
+    ) as done:
+        assert done.status == 200
+
+
+def _active(address: str) -> list[dict]:
+    with urllib.request.urlopen(f"{address}/api/v2/alerts", timeout=10) as answer:
+        return json.load(answer)
 
 
 def test_every_severity_has_a_route() -> None:

@@ -86,9 +86,11 @@ def test_runbook_is_about_things_that_exist(alert: Alert) -> None:
         assert LABELS.of(query) is not None
     for name in re.findall(r"`(optwatch_\w+)`", page):
         assert CATALOGUE.sample(name), name
-    for command in re.findall(r"`optwatch (\w+)", page):
-        assert command in cli.commands, command
-    assert "`optwatch " in page
+    commands = re.findall(r"`optwatch (\w+)([^`]*)`", page)
+    assert commands
+    for command, options in commands:
+        known = {option for parameter in cli.commands[command].params for option in parameter.opts}
+        assert set(options.split()) <= known, f"optwatch {command}{options}"
     assert set(re.findall(r"(?<!\*)\*(?!smaller|stored)([^*\n]+)\*", page)) <= SHOWN
     words = set(re.findall(r"\b[A-Z][a-z]+(?:[A-Z][a-z]+)+\b", page))
     assert words <= {one.name for one in rules.ALERTS}
