@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 import yaml
@@ -83,7 +84,12 @@ def main() -> None:
     parser.add_argument("--runbooks", default=RUNBOOKS, help="address below which you host docs/runbooks")
     parser.add_argument("--minute", type=int, default=60, help="seconds in a minute, for rehearsals")
     options = parser.parse_args()
-    options.path.write_text(generate(options.runbooks, options.minute), encoding="utf-8")
+    if options.minute < 1:
+        sys.exit(f"--minute {options.minute}: expected at least 1 second")
+    try:
+        options.path.write_text(generate(options.runbooks, options.minute), encoding="utf-8")
+    except OSError as error:
+        sys.exit(f"{options.path}: cannot be written: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,6 +118,44 @@ def test_runbooks_can_lie_elsewhere() -> None:
     made = yaml.safe_load(rules.generate("https://wiki.example/optwatch/"))
     links = [rule["annotations"]["runbook_url"] for rule in made["groups"][0]["rules"] if "alert" in rule]
     assert links == [f"https://wiki.example/optwatch/{alert.name}.md" for alert in rules.ALERTS]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["nowhere/rules.yml"], "nowhere/rules.yml: cannot be written: No such file or directory"),
+        (["rules.yml", "--minute=0"], "--minute 0: expected at least 1 second"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments: list[str], complaint: str, tmp_path: Path) -> None:
+    """What was given, and what is wrong with it; the exit code tells, too."""
+    command = [sys.executable, "-m", "deploy.prometheus.rules", *arguments]
+    paths = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=paths, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", complaint + "\n")
+
+
+@pytest.mark.integration
+def test_a_broken_rule_file_is_refused(tmp_path: Path) -> None:
+    """By the check that the README names, and by Prometheus before it starts: they say which rule it is."""
+    broken = tmp_path / FILE.name
+    broken.write_text(
+        FILE.read_text(encoding="utf-8").replace("sum by (run_id", "sum of (run_id", 1), encoding="utf-8"
+    )
+    shutil.copy(FILE.with_name("prometheus.yml"), tmp_path)
+    config = tmp_path / "prometheus.yml"
+    checks = (["promtool", "check", "rules", broken], ["promtool", "check", "config", config])
+    start = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}"]
+    for name, *arguments in (
+        *checks,
+        [*start, "--web.listen-address=127.0.0.1:0", "--web.external-url=http://x"],
+    ):
+        command = [program(name), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode
+        said = done.stdout + done.stderr
+        assert f"{FILE.name}: 6:11: group" in said, said
+        assert "could not parse expression" in said
 
 
 @pytest.mark.integration
