@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("cpu", "agent", "faults", "store", "stress", "convergence", "promql", "gpu")
+NAMES = ("cpu", "watch", "agent", "faults", "store", "stress", "convergence", "promql", "gpu")
 
 
 def main(arguments: list[str]) -> int:

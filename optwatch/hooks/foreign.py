@@ -164,7 +164,7 @@ class Foreign:
     def _count_nonfinite(self, rows: Tensor, positions: Sequence[int], stepped: Sequence[Member]) -> None:
         """A sum of squares that is finite says that all elements are; on a GPU nobody may ask before it is over."""
         column = CHEAP_FIELDS.index("nonfinite")
-        sick = rows[:, 0].isfinite().logical_not().tolist() if rows.device.type == "cpu" else None
+        sick = ~np.isfinite(rows.numpy()[:, 0]) if rows.device.type == "cpu" else None
         for position, member in zip(positions, stepped, strict=True):
             if sick is None or sick[position]:
                 rows[position, column] = sum(
