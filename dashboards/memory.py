@@ -8,6 +8,16 @@ from dashboards.queries import OPTIMIZER, RUN, devices, latest, node, rate, seri
 
 NO_GPU = "no GPU"
 
+
+def rest(of: str, device: str) -> str:
+    """The sum of a metric over ranks, less the parameters, gradients and state on devices of this kind."""
+    held = (
+        series(name, f'{OPTIMIZER}, device=~"{device}"')
+        for name in ("parameter", "gradient", "optimizer.state")
+    )
+    return f"sum ({series(of, RUN)})" + "".join(f" - (sum ({one}) or vector(0))" for one in held)
+
+
 STATE = Row(
     "Optimizer state",
     (
@@ -71,6 +81,20 @@ HOLDINGS = Row(
             [total("parameters", "optimizer", "dtype", "device")],
             minimum=0,
             width=12,
+        ),
+        Panel(
+            "Everything else",
+            "bytes",
+            "Memory in use that is neither parameters, gradients nor state of optimizers chosen. Good: flat. On GPUs it"
+            " is what lives on from step to step; host memory has Python and its libraries. What grows is kept by"
+            " someone.",
+            [
+                Query(rest("allocator.allocated", "cuda.*"), "on GPUs"),
+                Query(rest("host_memory.rss", "cpu"), "host"),
+                total("pinned_memory", legend="host, pinned for copies", matchers=RUN),
+            ],
+            minimum=0,
+            width=24,
         ),
         Panel(
             "Resident host memory",

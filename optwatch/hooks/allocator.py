@@ -18,6 +18,8 @@ GAUGES = {
     "reserved_peak": "reserved_bytes.all.peak",
 }
 COUNTERS = {"retries": "num_alloc_retries", "ooms": "num_ooms"}
+#: The key of ``torch.cuda.host_memory_stats``: blocks that are in use and those kept for later.
+PINNED = "allocated_bytes.current"
 
 
 class Allocator:
@@ -28,6 +30,7 @@ class Allocator:
     def __init__(self, parameters: Iterable[torch.Tensor]) -> None:
         self._devices: dict[str, torch.device] = {}
         self._stats: dict[str, Mapping[str, int]] = {}
+        self._pinned: float | None = None
         self.add(parameters)
 
     def add(self, parameters: Iterable[torch.Tensor]) -> None:
@@ -43,11 +46,13 @@ class Allocator:
         """
         before = self._failures()
         self._stats = {uuid: torch.cuda.memory_stats(device) for uuid, device in self._devices.items()}
+        self._pinned = pinned_bytes() if self._devices else None
         return sum(count - before[uuid] for uuid, count in self._failures().items() if uuid in before)
 
     def gauges(self) -> Sequence[tuple[Series, float]]:
-        """Bytes, by device."""
-        return self._values(GAUGES)
+        """Bytes, by device, and those of pinned host memory."""
+        pinned = [] if self._pinned is None else [self._pinned]
+        return [*self._values(GAUGES), *((Series("optwatch.pinned_memory"), number) for number in pinned)]
 
     def counters(self) -> Sequence[tuple[Series, float]]:
         """Retries after flushing the cache, and failures, by device."""
@@ -70,6 +75,12 @@ class Allocator:
             for uuid, stats in self._stats.items()
             for name, key in keys.items()
         ]
+
+
+def pinned_bytes() -> float | None:
+    """Bytes of host memory that torch keeps pinned; None before CUDA is in use, or where this torch does not tell."""
+    stats = getattr(torch.cuda, "host_memory_stats", dict)()
+    return float(stats[PINNED]) if PINNED in stats else None
 
 
 def _uuid(device: torch.device) -> str:

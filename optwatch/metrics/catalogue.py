@@ -125,6 +125,7 @@ ALLOCATOR = (
     M("optwatch.allocator.allocated_peak", "gauge", "By", "Largest value of allocated bytes; never reset by optwatch", RGPU, requires="cuda"),
     M("optwatch.allocator.reserved_peak", "gauge", "By", "Largest value of reserved bytes; never reset by optwatch", RGPU, requires="cuda"),
     M("optwatch.allocator.retries", "counter", "{retry}", "Allocations that only succeeded after the cache was flushed", RGPU, requires="cuda"),
+    M("optwatch.pinned_memory", "gauge", "By", "Host memory that torch's allocator keeps pinned for copies, in use or not", R, requires="cuda"),
     M("optwatch.allocator.ooms", "counter", "{error}", "Allocations that failed", RGPU, requires="cuda"),
 )
 

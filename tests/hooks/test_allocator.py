@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from optwatch.board import Series
-from optwatch.hooks.allocator import COUNTERS, GAUGES, Allocator
+from optwatch.hooks.allocator import COUNTERS, GAUGES, Allocator, pinned_bytes
 from optwatch.metrics.catalogue import CATALOGUE
 
 
@@ -23,6 +23,7 @@ def test_without_a_gpu_there_is_nothing() -> None:
     allocator = Allocator([torch.ones(3)])
     allocator.read()
     assert allocator.gauges() == allocator.counters() == []
+    assert pinned_bytes() is None
 
 
 @pytest.mark.gpu
@@ -34,3 +35,8 @@ def test_figures_are_torchs_own() -> None:
     assert figures["optwatch.allocator.allocated"] == torch.cuda.memory_allocated()
     assert figures["optwatch.allocator.reserved_peak"] == torch.cuda.max_memory_reserved()
     assert all(isinstance(series, Series) for series, _ in allocator.counters())
+    before = figures["optwatch.pinned_memory"]
+    pinned = torch.empty(3 << 20, dtype=torch.uint8, pin_memory=True)
+    allocator.read()
+    figures = {series.name: value for series, value in allocator.gauges()}
+    assert figures["optwatch.pinned_memory"] >= before + pinned.nbytes

@@ -91,6 +91,7 @@ NAMES = [
     "optwatch_allocator_allocated_peak_bytes",
     "optwatch_allocator_reserved_peak_bytes",
     "optwatch_allocator_retries_total",
+    "optwatch_pinned_memory_bytes",
     "optwatch_allocator_ooms_total",
     "optwatch_build_info",
     "optwatch_overhead_seconds_total",
