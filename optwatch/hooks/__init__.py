@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from optwatch.hooks.watch import Watch, watch
+from optwatch.hooks.session import Watch
+from optwatch.hooks.watch import watch
 
 __all__ = ["Watch", "watch"]

@@ -79,7 +79,7 @@ class Allocator:
 
 def pinned_bytes() -> float | None:
     """Bytes of host memory that torch keeps pinned; None before CUDA is in use, or where this torch does not tell."""
-    stats = getattr(torch.cuda, "host_memory_stats", dict)()
+    stats: Mapping[str, int] = getattr(torch.cuda, "host_memory_stats", dict)()
     return float(stats[PINNED]) if PINNED in stats else None
 
 

@@ -11,6 +11,7 @@ import torch
 
 from optwatch.board import Series
 from optwatch.hooks.adapters import Adapter
+from optwatch.hooks.publisher import labelled
 from optwatch.optim import Optimizer
 from optwatch.optim.count import PLAIN, count_bytes, state_leaves, storages
 from optwatch.optim.sharded import local
@@ -91,7 +92,10 @@ def state_series(optimizer: torch.optim.Optimizer, name: str, adapter: Adapter) 
         leaves = state_leaves(optimizer.state)
         actual, expected = count_bytes(leaves, adapter.slot_of(optimizer), storages(params)), {}
     return [
-        (Series(f"optwatch.optimizer.{metric}", {"optimizer": name, **kind._asdict()}), float(number))
+        (
+            labelled(f"optwatch.optimizer.{metric}", ("optimizer", name), *kind._asdict().items()),
+            float(number),
+        )
         for metric, counted in (("state", actual), ("state_expected", expected))
         for kind, number in sorted(counted.items())
     ]
@@ -108,9 +112,13 @@ def tensor_series(optimizer: torch.optim.Optimizer, name: str, metrics: Sequence
                     tensor = local(tensor)
                     size = tensor.numel() if metric == "parameters" else tensor.nbytes
                     totals[metric, tensor.dtype, tensor.device] += size
-    labels = {
-        key: {"optimizer": name, "dtype": str(key[1]).removeprefix("torch."), "device": str(key[2])}
-        for key in totals
-    }
-    series = [(Series(f"optwatch.{key[0]}", labels[key]), float(number)) for key, number in totals.items()]
+    series = [
+        (_described(f"optwatch.{metric}", name, dtype, device), float(number))
+        for (metric, dtype, device), number in totals.items()
+    ]
     return sorted(series, key=lambda pair: pair[0].key)
+
+
+def _described(metric: str, optimizer: str, dtype: torch.dtype, device: torch.device) -> Series:
+    labels = {"optimizer": optimizer, "dtype": str(dtype).removeprefix("torch."), "device": str(device)}
+    return labelled(metric, *labels.items())

@@ -20,7 +20,8 @@ import torch
 from optwatch.board import board_directory, board_name
 from optwatch.board.run import run_facts
 from optwatch.hooks.distributed import rank_facts
-from optwatch.hooks.watch import DEFAULT_EVERY, Watch, begin, current
+from optwatch.hooks.session import Watch
+from optwatch.hooks.watch import DEFAULT_EVERY, begin, current
 
 #: Settings of ``optwatch run`` for the processes under it, in JSON: "every", "agent".
 ENVIRONMENT = "OPTWATCH_RUN"
