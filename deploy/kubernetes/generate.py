@@ -1,4 +1,7 @@
-"""Write what the overlay takes from elsewhere: ``python -m deploy.kubernetes.generate PATH`` (its name chooses)."""
+"""Write what the overlay takes from elsewhere: ``python -m deploy.kubernetes.generate PATH [RUNBOOKS]``.
+
+The name of the file chooses: prometheusrule or dashboards. RUNBOOKS is the address below which docs/runbooks are found.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ ROOT = Path(__file__).parents[2]
 HEAD = "# Made by `make generate`; do not edit.\n"
 
 
-def prometheusrule() -> list[dict[str, Any]]:
+def prometheusrule(runbooks: str = rules.RUNBOOKS) -> list[dict[str, Any]]:
     """The rule file as a PrometheusRule."""
     return [
         {
             "apiVersion": "monitoring.coreos.com/v1",
             "kind": "PrometheusRule",
             "metadata": {"name": "optwatch"},
-            "spec": yaml.safe_load(rules.generate()),
+            "spec": yaml.safe_load(rules.generate(runbooks)),
         }
     ]
 
@@ -49,7 +52,7 @@ def dashboards() -> list[dict[str, Any]]:
 def main() -> None:
     """Write the file that the path names."""
     path = Path(sys.argv[1])
-    documents = {"prometheusrule": prometheusrule, "dashboards": dashboards}[path.stem]()
+    documents = prometheusrule(*sys.argv[2:]) if path.stem == "prometheusrule" else dashboards()
     text = yaml.safe_dump_all(documents, sort_keys=False, width=1 << 20, allow_unicode=True)
     path.write_text(HEAD + text, encoding="utf-8")
 

@@ -1,8 +1,16 @@
 #!/bin/sh
-# Slurm's Epilog, run by root on every node of a job: end the user's agent when this was the user's last job here.
+# Slurm's Epilog, run by root on every node of a job: end the user's agent when this was the user's last job here, after
+# Prometheus has had the time to see how the run ended. Nobody waits for that.
 . "$(dirname "$0")/optwatch.conf"
 [ -n "${SLURM_JOB_USER:-}" ] || exit 0
 
+if [ "${1:-}" != later ]; then
+  setsid "$0" later </dev/null >/dev/null 2>&1 &
+  exit 0
+fi
+sleep "${OPTWATCH_LINGER:-60}"
+
+# The next job of this user may have begun meanwhile.
 others=$(squeue --noheader --format=%A --user="$SLURM_JOB_USER" --nodelist="${SLURMD_NODENAME:-$(hostname)}" 2>/dev/null |
   grep -cvx "${SLURM_JOB_ID:-none}")
 [ "$others" -eq 0 ] || exit 0

@@ -8,6 +8,7 @@ as_user() {
   if [ "$(id -un)" = "$SLURM_JOB_USER" ]; then "$@"; else runuser -u "$SLURM_JOB_USER" -- "$@"; fi
 }
 
+export OPTWATCH_STORE
 # setsid and closed descriptors: slurmd would wait for whoever holds its pipes.
 as_user setsid "$OPTWATCH_PYTHON" -m optwatch.agent --nice 10 --host "$OPTWATCH_HOST" --file-sd "$OPTWATCH_FILE_SD" \
   --advertise "${SLURMD_NODENAME:-$(hostname)}" --exit-when-idle "$OPTWATCH_IDLE" </dev/null >/dev/null 2>&1 &

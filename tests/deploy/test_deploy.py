@@ -52,7 +52,7 @@ def test_the_agents_requirements_are_the_packages_without_torch() -> None:
     """The list by hand is the list of the package, so that an agent installed by it starts."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = [name for name in project["dependencies"] if not name.startswith("torch")]
-    wanted += project["optional-dependencies"]["otlp"]
+    wanted += [name for extra in ("otlp", "web") for name in project["optional-dependencies"][extra]]
     lines = (DEPLOY / "agent" / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if not line.startswith("#")] == wanted
 
@@ -90,7 +90,10 @@ def test_manifest(path: Path, document: dict) -> None:
             assert (DEPLOY / path.parent / name).exists(), name
     elif document["apiVersion"].startswith("monitoring.coreos.com/"):
         _check_custom(document)
-    elif path.parent.name != "sidecar":  # a patch leaves out what it does not change
+    else:
+        if path.parent.name == "sidecar":  # a patch leaves out what it does not change
+            document = copy.deepcopy(document)
+            document["spec"]["template"]["spec"]["containers"][0]["image"] = "train"
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
@@ -230,6 +233,8 @@ def test_slurm(tmp_path: Path) -> None:
         "OPTWATCH_FILE_SD": targets,
         "OPTWATCH_HOST": "127.0.0.1",
         "OPTWATCH_IDLE": 60,
+        "OPTWATCH_LINGER": 1,
+        "OPTWATCH_STORE": "off",
     }
     (tmp_path / "optwatch.conf").write_text("".join(f"{key}={value}\n" for key, value in settings.items()))
     user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True).stdout.strip()
@@ -247,6 +252,7 @@ def test_slurm(tmp_path: Path) -> None:
         address = str(find_agent(boards))
         assert scrape(address).one("optwatch_rank_up") == 1
         subprocess.run([tmp_path / "epilog.sh"], env=given, check=True, timeout=10)
+        assert scrape(address).one("optwatch_rank_up") == 1, "the last values are still served"
         eventually(lambda: _gone(boards, targets))
     finally:
         end(rank)
@@ -269,3 +275,29 @@ def test_slurm_without_a_user_does_nothing() -> None:
     bare = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
     for name in ("prolog.sh", "epilog.sh"):
         subprocess.run([DEPLOY / "slurm" / name], env=bare, check=True, timeout=10)
+
+
+def test_agents_write_where_they_may() -> None:
+    """Nowhere by default, or in a folder of their own: root file systems and homes are read-only."""
+    image = (DEPLOY / "agent" / "Dockerfile").read_text(encoding="utf-8")
+    assert "\nENV OPTWATCH_STORE=off\n" in image
+    unit = (DEPLOY / "systemd" / "optwatch-agent@.service").read_text(encoding="utf-8")
+    (state,) = re.findall(r"^StateDirectory=(.+)$", unit, flags=re.MULTILINE)
+    assert f"\nEnvironment=OPTWATCH_STORE=%S/{state}\n" in unit
+    assert "\nOPTWATCH_STORE=off\n" in (DEPLOY / "slurm" / "optwatch.conf").read_text(encoding="utf-8")
+
+
+def test_the_end_of_a_run_is_scraped() -> None:
+    """Agents that end with their run stay for longer than a scrape: else a finished run looks like a lost one."""
+    monitor = next(document for _, document in MANIFESTS if document["kind"] == "PodMonitor")
+    interval = int(monitor["spec"]["podMetricsEndpoints"][0]["interval"].removesuffix("s"))
+    (job,) = [document for path, document in MANIFESTS if path.name == "job.yaml"]
+    pod = job["spec"]["template"]["spec"]
+    (agent,) = pod["initContainers"]
+    assert (
+        interval
+        < agent["lifecycle"]["preStop"]["sleep"]["seconds"]
+        < pod.get("terminationGracePeriodSeconds", 30)
+    )
+    conf = (DEPLOY / "slurm" / "optwatch.conf").read_text(encoding="utf-8")
+    assert int(re.findall(r"^OPTWATCH_LINGER=(\d+)$", conf, flags=re.MULTILINE)[0]) > interval
