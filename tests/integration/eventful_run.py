@@ -18,7 +18,7 @@ from torch import nn
 import optwatch
 from optwatch.board import BoardWriter, Schema, Series, board_directory
 from optwatch.cli.demo.resume import resume_as_fp32
-from optwatch.hooks.allocator import COUNTERS, GAUGES
+from optwatch.metrics.catalogue import CATALOGUE
 from optwatch.optim import AdamW
 
 RUN = "eventful"
@@ -33,9 +33,14 @@ class Allocator:
 
     def __init__(self, gpu: str) -> None:
         facts = {"run_id": RUN, "rank": 1, "world_size": 2, "host": "here", "pid": 1, "replicas": 1}
+        figures = [spec for spec in CATALOGUE.values() if spec.requires == "cuda"]
         gauges, counters = (
-            tuple(Series(f"optwatch.allocator.{name}", {"gpu": gpu}) for name in names)
-            for names in (GAUGES, COUNTERS)
+            tuple(
+                Series(spec.name, {"gpu": gpu} if "gpu" in spec.labels else {})
+                for spec in figures
+                if spec.instrument == kind
+            )
+            for kind in ("gauge", "counter")
         )
         self._writer = BoardWriter.create(board_directory(), Schema(facts, gauges, counters))
         self._shape = (len(gauges), len(counters))
