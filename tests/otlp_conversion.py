@@ -6,6 +6,8 @@ The same for Prometheus' own OTLP receiver and for the collector's exporters to 
   a counter, ``ratio`` to a gauge of unit 1, each only if the name lacks it. Annotations, ``{step}``, add nothing.
 - Labels: the attributes of a point. ``job`` is the resource's service.name (with service.namespace and a slash before
   it, if that is given), ``instance`` its service.instance.id. Its other attributes are labels of ``target_info``.
+- ``otel_scope_name`` and ``otel_scope_version`` on every series: newer exporters of the collector add them, others do
+  not; queries have to bear them.
 - Histograms with explicit bounds become ``_bucket`` (cumulative, with ``le``), ``_sum`` and ``_count``.
 """
 
@@ -24,6 +26,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportM
 
 from otlp_receivers import Received
 
+#: Labels of every series that are none of a metric.
+TARGET = frozenset({"job", "instance", "otel_scope_name", "otel_scope_version"})
 UNITS = {"By": "bytes", "s": "seconds", "W": "watts", "J": "joules", "Cel": "celsius"}
 STALE = 300.0  # seconds after which a value that is not pushed any more is gone
 
@@ -56,14 +60,20 @@ def samples(request: ExportMetricsServiceRequest) -> Iterator[Sample]:
         service = (facts.pop("service.namespace", ""), facts.pop("service.name"))
         target = {"job": "/".join(filter(None, service)), "instance": facts.pop("service.instance.id")}
         yield Sample("target_info", {**{_label(name): text for name, text in facts.items()}, **target}, 1.0)
-        for metric in (m for scope in resource.scope_metrics for m in scope.metrics):
-            name = metric_name(metric)
-            for point in getattr(metric, metric.WhichOneof("data")).data_points:
-                labels = {_label(key): text for key, text in _attributes(point.attributes).items()} | target
-                if metric.HasField("histogram"):
-                    yield from _histogram(name, labels, point)
-                else:
-                    yield Sample(name, labels, point.as_double)
+        for scope in resource.scope_metrics:
+            facts = {"otel_scope_name": scope.scope.name, "otel_scope_version": scope.scope.version}
+            for metric in scope.metrics:
+                yield from _points(metric, target | facts)
+
+
+def _points(metric: Any, target: dict[str, str]) -> Iterator[Sample]:
+    name = metric_name(metric)
+    for point in getattr(metric, metric.WhichOneof("data")).data_points:
+        labels = {_label(key): text for key, text in _attributes(point.attributes).items()} | target
+        if metric.HasField("histogram"):
+            yield from _histogram(name, labels, point)
+        else:
+            yield Sample(name, labels, point.as_double)
 
 
 def _histogram(name: str, labels: dict[str, str], point: Any) -> Iterator[Sample]:

@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -199,11 +200,24 @@ def test_promtool_accepts_the_configuration_of_compose(tmp_path: Path) -> None:
 
 
 def test_collector_pipelines_are_complete() -> None:
-    """Every component of a pipeline is configured, and none is left over."""
+    """Every component of a pipeline is configured, none is left over, and what they reach is there in compose."""
     config = yaml.safe_load((DEPLOY / "otel-collector" / "config.yaml").read_text(encoding="utf-8"))
     for kind in ("receivers", "processors", "exporters"):
         used = {name for pipe in config["service"]["pipelines"].values() for name in pipe[kind]}
         assert used == set(config[kind])
+    (pipeline,) = config["service"]["pipelines"].values()
+    assert pipeline["processors"] == ["memory_limiter", "batch"], "refuse before anything is kept, batch last"
+    services = yaml.safe_load((DEPLOY / "compose" / "docker-compose.yml").read_text(encoding="utf-8"))[
+        "services"
+    ]
+    ports = {
+        protocol["endpoint"].split(":")[1] for protocol in config["receivers"]["otlp"]["protocols"].values()
+    }
+    assert {port.split(":")[2] for port in services["otel-collector"]["ports"]} == ports
+    target = urlsplit(config["exporters"]["prometheusremotewrite"]["endpoint"])
+    prometheus = services[str(target.hostname)]
+    assert "--web.enable-remote-write-receiver" in prometheus["command"]
+    assert any(port.endswith(f":{target.port}") for port in prometheus["ports"])
 
 
 @pytest.mark.integration

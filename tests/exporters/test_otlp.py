@@ -16,7 +16,7 @@ from optwatch.exporters.otlp import OtlpError, OtlpExporter, OtlpSettings
 from optwatch.exporters.otlp_data import HARDWARE
 from optwatch.exporters.prometheus import PrometheusExporter
 from optwatch.metrics.catalogue import CATALOGUE
-from otlp_conversion import samples
+from otlp_conversion import TARGET, samples
 from otlp_receivers import RECEIVERS, Received
 
 CUMULATIVE = 2  # of the protocol's AggregationTemporality
@@ -55,7 +55,7 @@ def own(request: ExportMetricsServiceRequest) -> dict[tuple, float]:
     found = {}
     for sample in samples(request):
         if sample.name.startswith("optwatch_"):
-            labels = {name: value for name, value in sample.labels.items() if name not in ("job", "instance")}
+            labels = {name: value for name, value in sample.labels.items() if name not in TARGET}
             key = (sample.name, tuple(sorted(labels.items())))
             assert key not in found, f"{key} was pushed twice"
             found[key] = sample.value

@@ -17,7 +17,7 @@ import pytest
 from node import RULES, node
 from optwatch.metrics.catalogue import CATALOGUE
 from optwatch.metrics.spec import MetricSpec
-from otlp_conversion import as_scrape
+from otlp_conversion import TARGET, as_scrape
 from otlp_receivers import over_grpc
 from prometheus_server import PrometheusServer
 
@@ -90,7 +90,7 @@ def test_every_metric_answers(spec: MetricSpec, way: str, servers: dict[str, Pro
     for name in spec.samples:
         # The run's gradients are poisoned now and then: for a moment some values are NaN.
         for one in servers[way].wait_for(f"{name} < Inf"):
-            labels = set(one["metric"]) - {"__name__", "instance", "job", "le"}
+            labels = set(one["metric"]) - TARGET - {"__name__", "le"}
             assert labels <= set(spec.labels)
             # An empty label is none to Prometheus; only facts may be unknown.
             assert labels == set(spec.labels) or spec.instrument == "info"
@@ -100,13 +100,13 @@ def test_every_metric_answers(spec: MetricSpec, way: str, servers: dict[str, Pro
 
 
 def test_pushed_series_are_those_of_a_scrape(servers: dict[str, PrometheusServer]) -> None:
-    """The same names and labels, but for the instance; and nothing of the pushed ones stems from the scrape."""
+    """The same names and labels, but for those of the target."""
     found = {}
     for way, server in servers.items():
         series = server.query('{__name__=~"optwatch_.+", job="optwatch"}')
-        assert {one["metric"]["instance"] for one in series} & {"", None} == set()
         found[way] = {
-            tuple(sorted((k, v) for k, v in one["metric"].items() if k != "instance")) for one in series
+            tuple(sorted((name, value) for name, value in one["metric"].items() if name not in TARGET))
+            for one in series
         }
     # A series that has just begun may not have arrived on the other way.
     assert len(found["scraped"] ^ found["pushed"]) < 0.02 * len(found["scraped"])
