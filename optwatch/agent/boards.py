@@ -30,6 +30,7 @@ class Boards:
         self.directory, self.grace, self._tidy = directory, grace, tidy
         self.ranks: dict[str, Rank] = {}
         self.skipped: Counter[str] = Counter()  # reason -> boards
+        self._unreadable = ""  # why the directory cannot be read, said once
         self._bad: dict[str, tuple[int, int, int]] = {}  # name -> what the skipped file looked like
 
     @property
@@ -72,11 +73,15 @@ class Boards:
         return names
 
     def _entries(self) -> Iterator[os.DirEntry[str]]:
+        problem = ""
         try:
             with os.scandir(self.directory) as entries:
                 yield from entries
         except OSError as error:
-            log.warning("%s: %s", self.directory, error.strerror)
+            problem = error.strerror or str(error)
+        if problem and problem != self._unreadable:
+            log.warning("%s: %s; the boards that are open are served on", self.directory, problem)
+        self._unreadable = problem
 
     def _sweep(self, entry: os.DirEntry[str]) -> None:
         """Remove what a writer killed between making and renaming its file left behind."""

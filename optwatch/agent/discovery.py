@@ -47,8 +47,11 @@ class Discovery:
             for left in self._directory.glob(f"{self._prefix}*.json"):
                 left.unlink(missing_ok=True)
             probe = self._directory / f"{self._prefix}.probe"
-            replace_file(probe, b"")
-            probe.unlink()
+            try:
+                replace_file(probe, b"")
+                probe.unlink()
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._directory)) from error
 
     def groups(self, ranks: Iterable[Rank]) -> list[dict[str, Any]]:
         """One target group for each run."""

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import sqlite3
 from collections.abc import Mapping
 
 from optwatch.agent.server import Page, Request, Response
-from optwatch.exporters.store import LocalStore, curves
+from optwatch.exporters.store import LocalStore, StoreError, curves
 from optwatch.pages import live_page
+
+log = logging.getLogger("optwatch.agent")
+
+_LATEST = 1e11  # seconds; far beyond any clock, and still a number that can be counted with
 
 
 class HistoryPages:
@@ -34,10 +40,14 @@ class HistoryPages:
             since = float(request.query.get("since", "0"))
         except ValueError:
             since = math.nan
-        if not math.isfinite(since):
-            return Response.text(400, f"since={request.query['since']}: expected a Unix time in seconds")
+        if not 0 <= since < _LATEST:
+            return Response.text(400, "since: expected a Unix time in seconds")
         name = request.query.get("run", "")
         run = self._store.runs.get(name)
         if run is None:
             return Response.text(404, "no such run is served; see /api/runs")
-        return Response.json({"run": name, "curves": curves(run, since)})
+        try:
+            return Response.json({"run": name, "curves": curves(run, since)})
+        except (sqlite3.Error, StoreError) as error:  # such as a run that ended meanwhile
+            log.info("the history of %s cannot be shown: %s", name, error)
+            return Response.text(503, "the history of this run cannot be read now")

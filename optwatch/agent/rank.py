@@ -17,6 +17,7 @@ from optwatch.metrics.spec import MetricSpec
 
 log = logging.getLogger("optwatch.agent")
 
+_LATEST = 1 << 33  # Unix time that no clock shows for two centuries; beyond 2**64 ns nothing can be pushed
 _STATES = ("running", "finished", "failed", "lost")
 _RUN_FACTS = CATALOGUE["optwatch.run"].labels
 
@@ -57,6 +58,7 @@ class Rank:
         """Take in what is new."""
         try:
             if self._reader.superseded():
+                self._settle(self._reader.alive())  # what has taken its name may be no board, for ever
                 self._reopen()
             # The lock first: what a writer wrote before it died is then never missed.
             self._settle(self._reader.alive())
@@ -119,7 +121,9 @@ class Rank:
         run = self.schema.run
         self.labels = {"run_id": run["run_id"], "rank": str(run["rank"])}
         started = run.get("start_time")
-        self.since = float(started) if isinstance(started, (int, float)) else 0.0
+        self.since = 0.0
+        if isinstance(started, (int, float)) and 0 < started < _LATEST:
+            self.since = float(started)
         self._series = {
             kind: list(self._known(kind, getattr(self.schema, kind)))
             for kind in ("gauges", "counters", "infos", "histograms")
@@ -194,6 +198,8 @@ class Rank:
                     yield name, Point(labels, value)
         for index, name, labels in self._series["histograms"]:
             counts, total = live.histograms[index]
+            if not (counts >= 0).all():
+                continue  # NaN, or what no count can be
             bounds = self.schema.histograms[index].bounds
             yield name, Point(labels, HistogramValue(bounds, tuple(counts.tolist()), total), self.since)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
@@ -122,7 +123,13 @@ class _Handler(BaseHTTPRequestHandler):
         if page is None:
             self._answer(404, "text/plain", b"not found; see /metrics\n")
             return
-        answer = page(Request(self.headers.get("Accept", ""), dict(parse_qsl(query, keep_blank_values=True))))
+        try:
+            answer = page(
+                Request(self.headers.get("Accept", ""), dict(parse_qsl(query, keep_blank_values=True)))
+            )
+        except Exception:  # one page that fails must not look like a connection that failed
+            log.exception("%s failed", path)
+            answer = Response.text(500, "failed; the agent's log says why")
         self._answer(answer.status, answer.content_type, answer.body)
 
     def _answer(
@@ -168,8 +175,10 @@ class Server(ThreadingMixIn, TCPServer):
         for candidate in (*range(port, last), 0) if port else (0,):
             try:
                 server = cls(host, candidate, pages, web)
+            except (UnicodeError, TypeError) as error:  # which of them depends on the version of Python
+                raise OSError(errno.EINVAL, "is no host name", host) from error
             except OSError as error:
-                if candidate == 0:
+                if candidate == 0 or isinstance(error, socket.gaierror):
                     raise OSError(error.errno, error.strerror, f"{host}:{port}") from error
                 log.debug("port %d: %s", candidate, error.strerror)
                 continue

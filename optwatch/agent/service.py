@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import threading
@@ -22,6 +24,7 @@ from optwatch.agent.server import Page, Request, Response, Server
 from optwatch.agent.settings import Settings
 from optwatch.agent.webconfig import WebConfig
 from optwatch.board import BoardDirectoryError, board_directory, may_serve, secure_directory
+from optwatch.board.address import LOCK
 from optwatch.exporters.base import Exporter, Snapshot, Values
 from optwatch.exporters.otlp import OtlpError, OtlpExporter, OtlpSettings
 from optwatch.exporters.prometheus import PrometheusExporter
@@ -70,6 +73,7 @@ class Agent:
         self._stopping = threading.Event()
         self._server: Server | None = None
         self._discovery: Discovery | None = None
+        self._problem = ""  # the newest one of the boards, said once
 
     def start(self, election: Election) -> str:
         """Read the boards, bind and publish the address, which is returned. Raises OSError if no port is free."""
@@ -83,21 +87,34 @@ class Agent:
         self._discovery = Discovery(outside, self._directory, settings.file_sd)
         self._discovery.update(self._boards.ranks.values())
         self._server.start()
-        election.publish({"url": url, "pid": os.getpid(), "started": time.time(), "version": __version__})
+        self._election = election
+        self._facts = {"url": url, "pid": os.getpid(), "started": time.time(), "version": __version__}
+        election.publish(self._facts)
+        self._published = True
         log.info("serving %s from the boards in %s", url, self._directory)
         self._nvml.start()
         return url
 
     def run(self) -> None:
-        """Poll until `stop`, or until no rank has lived for so many seconds and none is in its grace period."""
+        """Poll until `stop`, or until no rank has lived for so many seconds and none is in its grace period.
+
+        Also until another process has become the agent, after somebody removed this one's lock.
+        """
         while not self._stopping.wait(self._settings.interval):
             try:
                 self._poll()
                 if self._prometheus.wanted:
                     self._refresh()
                 self._hand_out()
-            except Exception:  # one sick board or file system must not take the others' metrics with it
-                log.exception("the boards could not be read")
+                if not self._still_elected():
+                    return
+                self._problem = ""
+            except (
+                Exception
+            ) as error:  # one sick board or file system must not take the others' metrics with it
+                if repr(error) != self._problem:
+                    log.exception("the boards could not be read")
+                self._problem = repr(error)
             idle = 0.0 if self._boards.ranks else time.monotonic() - self._busy
             exit_when_idle = self._settings.exit_when_idle
             if exit_when_idle is not None and idle >= exit_when_idle:
@@ -132,6 +149,18 @@ class Agent:
                 self._busy = self._polled
             if self._discovery is not None:
                 self._discovery.update(self._boards.ranks.values())
+
+    def _still_elected(self) -> bool:
+        if not self._election.held:
+            self._published = False
+            if not self._election.renew():
+                log.warning("%s was removed and another agent has taken it, leaving", self._directory / LOCK)
+                return False
+        if not self._published and self._election.held:
+            self._election.publish(self._facts)
+            self._published = True
+            log.warning("%s was removed and has been made again", self._directory / LOCK)
+        return True
 
     def _hand_out(self) -> None:
         """Give the newest snapshot to the exporters whose time has come."""
@@ -234,10 +263,19 @@ def _sinks(settings: Settings) -> tuple[list[_Sink], list[Values]]:
 
 
 def _store_directory(settings: Settings) -> Path | None:
-    """Where runs are kept; None for in memory only."""
+    """Where runs are kept; None for in memory only. Raises OSError if it was asked for and cannot be written to."""
     if settings.store is None:
         return store_directory()
-    return None if settings.store == "off" else Path(settings.store)
+    if settings.store == "off":
+        return None
+    directory = Path.cwd() / settings.store
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700, parents=True)
+    if not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is not a directory", str(directory))
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "is not writable", str(directory))
+    return directory
 
 
 def serve(directory: str | os.PathLike[str] | None = None, settings: Settings | None = None) -> bool:

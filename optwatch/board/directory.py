@@ -57,7 +57,7 @@ def secure_directory(path: str | os.PathLike[str]) -> Path:
     except OSError as error:
         raise BoardDirectoryError(f"{path}: cannot be made: {error.strerror}; set {ENVIRONMENT}") from error
     if problem := _problem(path, status):
-        raise BoardDirectoryError(f"{path}: {problem}; remove it or set {ENVIRONMENT}")
+        raise BoardDirectoryError(f"{path}: {problem}; use another directory, for example with {ENVIRONMENT}")
     return path
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from optwatch.board.directory import board_name
 from optwatch.board.errors import BoardSchemaError
 from optwatch.metrics.fields import CHEAP_FIELDS, SLOT_FIELDS, STEP, TENSOR_FIELDS
 
@@ -198,6 +199,7 @@ def _validate(schema: Schema) -> None:
         _refuse(
             f"run needs run_id (text) and rank (0 or more), got {run.get('run_id')!r}, {run.get('rank')!r}"
         )
+    board_name(run["run_id"], run["rank"])  # files elsewhere are named after the run, too
     for kind in ("gauges", "counters", "infos", "histograms"):
         series: tuple[Series, ...] = getattr(schema, kind)
         if not all(isinstance(s.name, str) for s in series):

@@ -6,13 +6,28 @@ ruff's PLC0415 (imports at the top) is off here for that reason: `optwatch top` 
 
 from __future__ import annotations
 
+import contextlib
+import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 import optwatch
+
+
+class _Seconds(click.FloatRange):
+    """A number of seconds that can be waited for."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; NaN, which is within every range, is refused."""
+        found = float(super().convert(value, param, ctx))
+        if math.isnan(found):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return found
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -25,7 +40,7 @@ def cli() -> None:
 @click.option("--steps", type=click.IntRange(min=2), help="Stop after this many steps.  [default: no limit]")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=1),
+    type=_Seconds(min=1, max=1e8),
     help="Stop training after this long.  [default: 120, or no limit when --steps is given]",
 )
 @click.option(
@@ -53,7 +68,7 @@ def demo(steps: int | None, seconds: float | None, inject: str | None, device: s
 @click.argument("url", required=False)
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=_Seconds(min=0.1, max=1e8),
     help="Seconds between scrapes.  [default: 1 on a terminal, 5 when plain lines are written]",
 )
 @click.option("--once", is_flag=True, help="Print the view once and stop.")
@@ -259,4 +274,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `optwatch top | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        _drop_output()
+        click.echo(f"optwatch: {error.filename or 'output'}: {error.strerror or error}", err=True)
+        return 1
     return code if isinstance(code, int) else 0
+
+
+def _drop_output() -> None:
+    """What could not be written to stdout is not tried again at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -24,29 +25,23 @@ def write_report(run: str | None, output: Path | None) -> Path:
     Raises:
         click.ClickException: no such run, or the page cannot be written.
     """
-    with closing(_open(run)) as file:
-        page = report_page(file.facts.get("run_id", "run"), file.facts, curves(file))
-        output = output or Path(f"{file.facts.get('run_id', 'run')}.html")
-    try:
-        output.write_bytes(page)
-    except OSError as error:
-        raise click.ClickException(
-            f"{output} cannot be written: {error.strerror}; name another with -o"
-        ) from error
+    with _open(run) as file:
+        name = file.path.stem if file.path else "run"
+        page = report_page(file.facts.get("run_id", name), file.facts, curves(file))
+        output = output or Path(f"{name}.html")  # not what the file says of itself, which may be a path
+    with _whole(output) as place:
+        place.write_bytes(page)
     return output
 
 
 def write_csv(run: str | None, output: Path | None) -> None:
     """Write the history of a run as CSV with the columns `COLUMNS`, one row a bucket, to a file or to stdout."""
-    with closing(_open(run)) as file:
+    with _open(run) as file:
         if output is None:
             _write_csv(file, sys.stdout)
             return
-        try:
-            with output.open("w", newline="", encoding="utf-8") as stream:
-                _write_csv(file, stream)
-        except OSError as error:
-            raise click.ClickException(f"{output} cannot be written: {error.strerror}") from error
+        with _whole(output) as place, place.open("w", newline="", encoding="utf-8") as stream:
+            _write_csv(file, stream)
 
 
 def write_parquet(run: str | None, output: Path) -> None:
@@ -69,28 +64,51 @@ def write_parquet(run: str | None, output: Path) -> None:
         pa.int64(),
         *[pa.float64()] * 4,
     )
-    with closing(_open(run)) as file:
+    with _open(run) as file:
         columns = [list(column) for column in zip(*_rows(file), strict=True)] or [[] for _ in COLUMNS]
         facts = file.facts
     arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
     table = pa.Table.from_arrays(arrays, names=list(COLUMNS)).replace_schema_metadata(facts)
-    try:
-        pq.write_table(table, output)
-    except OSError as error:
-        raise click.ClickException(f"{output} cannot be written: {error.strerror}") from error
+    # Given a path pyarrow would remove it when a write fails, a device as well.
+    with _whole(output) as place, place.open("wb") as stream:
+        pq.write_table(table, stream)
 
 
-def _open(run: str | None) -> RunFile:
+@contextmanager
+def _open(run: str | None) -> Iterator[RunFile]:
+    """A stored run; what is wrong with it is one line for the user."""
     try:
-        return RunFile(find_run(run), read_only=True)
+        with closing(RunFile(find_run(run), read_only=True)) as file:
+            yield file
     except StoreError as error:
         raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _whole(output: Path) -> Iterator[Path]:
+    """Where to write what is to be at ``output``: a file that was there is replaced when all is written, not before."""
+    # A link, such as /dev/stdout, a pipe or a device is written to and not replaced.
+    plain = not output.is_symlink() and (output.is_file() or not output.exists())
+    place = output.with_name(f".{output.name}.{secrets.token_hex(4)}") if plain else output
+    try:
+        yield place
+        if plain:
+            place.replace(output)
+    except OSError as error:
+        raise click.ClickException(
+            f"{output} cannot be written: {error.strerror or error}; name another with -o"
+        ) from error
+    finally:
+        if plain:
+            with suppress(OSError):
+                place.unlink()
 
 
 def _write_csv(file: RunFile, stream: IO[str]) -> None:
     writer = csv.writer(stream)
     writer.writerow(COLUMNS)
     writer.writerows(_rows(file))
+    stream.flush()
 
 
 def _rows(file: RunFile) -> Iterator[tuple[object, ...]]:

@@ -53,15 +53,17 @@ class Page:
 
 def normalise_url(text: str) -> str:
     """Complete ``localhost:9464`` to ``http://localhost:9464/metrics``; refuse anything but HTTP."""
-    url = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
-    if url.scheme not in ("http", "https") or not url.hostname:
+    try:
+        url = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
+        good = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+        url.netloc.encode("ascii")
+        (url.hostname or "").encode("idna")
+    except ValueError:
+        good = False
+    if not good:
         raise ScrapeError(
             f"{text!r} is no address of an agent: expected something like http://127.0.0.1:9464/metrics"
         )
-    try:
-        _ = url.port
-    except ValueError as error:
-        raise ScrapeError(f"{text!r}: {error}") from error
     return urllib.parse.urlunsplit(url._replace(path=url.path if url.path.strip("/") else "/metrics"))
 
 

@@ -8,6 +8,7 @@ that an agent which does not push need not pay.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -81,7 +82,7 @@ class OtlpExporter:
     name = "otlp"
 
     def __init__(self, settings: OtlpSettings) -> None:
-        self._endpoint = settings.endpoint
+        self._endpoint = _without_secrets(settings.endpoint)
         self._started = time.time()
         self._exports = 0
         self._failures = Counter(dict.fromkeys(_REASONS, 0))
@@ -184,11 +185,17 @@ def _interval(milliseconds: str | None, default: float) -> float:
         value = float(milliseconds) / 1e3
     except ValueError:
         value = 0.0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise OtlpError(
             f"OTEL_METRIC_EXPORT_INTERVAL={milliseconds!r}: expected a positive number of milliseconds"
         )
     return value
+
+
+def _without_secrets(endpoint: str) -> str:
+    """As it may be logged: a name and a password for the collector are nobody else's."""
+    parts = urlsplit(endpoint)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _checked(endpoint: str) -> str:

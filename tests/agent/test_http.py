@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import socket
 import threading
@@ -34,7 +35,12 @@ def address(tmp_path_factory):
     directory = tmp_path_factory.mktemp("boards")
     Feed(BoardWriter.create(directory, schema())).publish(6)
     with agent(directory) as (url, _):
+        eventually(lambda: has_history(url))
         yield url
+
+
+def has_history(url: str) -> None:
+    assert json.loads(get(url.replace("/metrics", "/api/runs"))[1])["runs"] == ["run"]
 
 
 def talk(url: str, request: bytes) -> bytes:
@@ -165,6 +171,52 @@ def test_hostile_requests(address: str, request_bytes: bytes) -> None:
         answer = b""
     assert b" 200 " not in answer[:20]
     assert b"optwatch_rank_up" in get(address)[1]
+
+
+@pytest.mark.parametrize(
+    ("question", "status"),
+    [
+        ("/api/history", 404),
+        ("/api/history?run=another", 404),
+        ("/api/history?run=run&since=never", 400),
+        ("/api/history?run=run&since=nan", 400),
+        ("/api/history?run=run&since=1e999", 400),
+        ("/api/history?run=run&since=-1", 400),
+        ("/api/history?run=run&since=1e300", 400),
+        ("/api/history?run=run&since=" + "9" * 400, 400),
+        ("/api/history?run=../../etc/passwd", 404),
+        ("/api/history?run=%ff%00", 404),
+        ("/api/history?run=run&since=99999999999", 200),
+        ("/api/history?run=run&run=another", 404),
+        ("/api/history?" + "&" * 5000, 404),
+        ("/tensors?k=%00", 400),
+        ("/tensors?rank=9&rank=%f0%9f%99%82", 200),
+        ("/metrics?name[]=x", 200),
+        ("/sd?x", 200),
+        ("/readyz?%", 200),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_senseless_questions(address: str, question: str, status: int) -> None:
+    """A status that says whose mistake it was and, where it was the client's, one short line."""
+    head, _, body = talk(address, f"GET {question} HTTP/1.1\r\n\r\n".encode()).partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status
+    assert status == 200 or (body.count(b"\n") == 1 and len(body) < 200)
+
+
+def test_a_page_that_fails_is_500() -> None:
+    """Not a connection that ends without a word; the agent's log has the reason."""
+
+    def broken(_: server.Request) -> server.Response:
+        return server.Response.json(math.nan)
+
+    one = server.Server("127.0.0.1", 0, {"/": broken})
+    one.start()
+    try:
+        with pytest.raises(urllib.error.HTTPError, match="500"):
+            get(f"http://127.0.0.1:{one.port}/")
+    finally:
+        one.stop()
 
 
 def test_slow_clients_are_dropped_and_block_nobody(address: str) -> None:

@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -218,50 +219,103 @@ def test_structured_log(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--port", "70000"], "--port 70000: expected a number of 0 to 65535"),
-        (["--interval", "0"], "--interval 0: expected a positive number of seconds"),
-        (["--interval", "nan"], "--interval nan: expected"),
-        (["--interval", "inf"], "--interval inf: expected"),
-        (["--grace", "-1"], "--grace -1: expected a number of seconds"),
-        (["--series", "none"], "--series none: expected a whole number"),
-        (["--otlp-protocol", "udp"], "--otlp-protocol udp: expected one of grpc, http/protobuf"),
+        (["--port", "70000"], "--port '70000': expected a number of 0 to 65535"),
+        (["--port", "-1"], "--port '-1': expected"),
+        (["--port", "9464.5"], "--port '9464.5': expected"),
+        (["--port"], "--port: expected one argument"),
+        (["--interval", "0"], "--interval '0': expected a number of seconds, 0.01 to 3e+08"),
+        (["--interval", "1e-9"], "--interval '1e-9': expected"),
+        (["--interval", "1e300"], "--interval '1e300': expected"),
+        (["--interval", "nan"], "--interval 'nan': expected"),
+        (["--device-limit", "inf"], "--device-limit 'inf': expected"),
+        (["--grace", "-1"], "--grace '-1': expected a number of seconds, 0 or"),
+        (["--exit-when-idle", "soon"], "--exit-when-idle 'soon': expected"),
+        (["--series", "none"], "--series 'none': expected a whole number"),
+        (["--series", "0"], "--series '0': expected"),
+        (["--series", "9" * 5000], "expected a whole number of 1 to 1000000"),
+        (["--nice", "-20"], "--nice '-20': expected a whole number of 0 to 19"),
+        (["--host", ""], "--host '': expected a host name"),
+        (["--host", "http://localhost"], "--host 'http://localhost': expected a host name"),
+        (["--advertise", "node 1"], "--advertise 'node 1': expected a host name"),
+        (["--advertise", "node1/\x00"], "expected a host name"),
+        (["--dir", ""], "--dir '': expected some text"),
+        (["--store", " "], "--store ' ': expected some text"),
+        (["--otlp-protocol", "udp"], "--otlp-protocol 'udp': expected one of grpc, http/protobuf"),
         (["--textfile", "metrics.txt"], "expected a name that ends in .prom"),
-        (["--log-format", "xml"], "choose from"),
-        (["--unknown"], "unrecognized arguments"),
+        (["--log-format", "xml"], "--log-format 'xml': expected one of text, json"),
+        (["--unknown"], "unrecognized arguments: --unknown"),
+        (["--dev", "1"], "unrecognized arguments: --dev 1"),
+        (["more"], "unrecognized arguments: more"),
     ],
     ids=str,
 )
 def test_senseless_options(tmp_path: Path, options: list[str], complaint: str, capsys) -> None:
-    """Code 2 and what was expected."""
+    """Code 2 and one line that says who complains, of what, and what was expected."""
     from optwatch.agent.__main__ import main
 
     with pytest.raises(SystemExit) as ended:
         main(["--dir", str(tmp_path), *options])
     assert ended.value.code == 2
-    assert complaint in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("optwatch agent: ")
+    assert complaint in error
+    assert error.count("\n") == 1
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """Nothing of an agent that was run in this process stays."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_output_that_cannot_be_written(tmp_path: Path) -> None:
+    """A full disk is code 1 and one line; a reader that leaves is nobody's mistake."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "optwatch.agent", "--dir", str(tmp_path), "--once"],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False, env=environment(),
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "optwatch agent: No space left on device\n")
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         (["--textfile", "/nowhere/x.prom"], "/nowhere/x.prom"),
-        (["--file-sd", "/nowhere"], "/nowhere"),
+        (["--textfile", "/dev/null/x.prom"], "/dev/null/x.prom: Not a directory"),
+        (["--file-sd", "/nowhere"], "/nowhere: No such file or directory"),
+        (["--file-sd", "/dev/null"], "/dev/null: Not a directory"),
+        (["--store", "/dev/null"], "/dev/null: is not a directory"),
+        (["--store", "/dev/null/store"], "/dev/null/store: Not a directory"),
+        (["--dir", "/dev/null"], "/dev/null: is not a directory"),
         (["--host", "no.such.host.invalid"], "no.such.host.invalid"),
+        (["--host", "8.8.8.8"], "8.8.8.8"),
+        (["--host", "a" * 300], "aaa"),
+        (["--host", "ü" * 100], "is no host name"),
+        (["--web-config", "/nowhere.yml"], "/nowhere.yml: cannot be read"),
+        (["--web-config", "/dev"], "/dev: cannot be read"),
         (["--otlp-endpoint", "collector:4318"], "expected something like http://collector:4318"),
-        (["--web-config", "/nowhere/web.yml"], "/nowhere/web.yml: cannot be read: No such file or directory"),
         (["--web-config", "broken.yml"], "broken.yml: is not YAML"),
+        (["--otlp-endpoint", "http://[::1"], "expected something like http://collector:4318"),
+        (["--otlp-endpoint", "http://collector:99999"], "expected something like http://collector:4318"),
+        (["--once", "--textfile", "/nowhere/x.prom"], "/nowhere/x.prom"),
     ],
     ids=str,
 )
 def test_what_cannot_be_had(
-    tmp_path: Path, options: list[str], complaint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path: Path, options: list[str], complaint: str,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, restored: None,
+) -> None:  # fmt: skip
     """Code 1, one line without a traceback, and no agent left behind."""
+    from optwatch.agent.__main__ import main
+
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.yml").write_text("basic_auth_users: [a\n")
-    done = command(tmp_path, *options)
-    assert done.returncode == 1
-    # A port that another program holds may be told of before.
-    assert complaint in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    assert main(["--dir", str(tmp_path), *options]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("optwatch agent: ")
+    assert complaint in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "agent.json").exists()

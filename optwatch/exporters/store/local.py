@@ -49,6 +49,7 @@ class LocalStore:
         self._clock = clock
         self._runs: dict[str, RunFile] = {}
         self._ended: set[tuple[str, str]] = set()  # run and rank of which the last values are kept already
+        self._refused: set[str] = set()  # runs whose file is another's, or damaged: the others are kept
         self._flushed = self._silent_until = 0.0
         self._problem = ""  # the newest one, said once
         self.failures = 0
@@ -61,7 +62,7 @@ class LocalStore:
     def accept(self, snapshot: Snapshot) -> None:
         """Take a snapshot in. Never raises for what the disk does."""
         now = self._clock()
-        if now < self._silent_until:
+        if now < self._silent_until <= now + RETRY_SECONDS:  # beyond that the clock was set back
             return
         try:
             self._take(snapshot, now)
@@ -69,7 +70,7 @@ class LocalStore:
                 self._flushed = now
                 for run in self._runs.values():
                     run.flush()
-        except (sqlite3.Error, OSError, StoreError) as error:
+        except (sqlite3.Error, OSError) as error:
             self._give_up(now, error)
 
     def points(self) -> Iterator[tuple[str, Point]]:
@@ -90,15 +91,18 @@ class LocalStore:
         served = {point.labels["run_id"] for point in snapshot.get("optwatch.run", ())}
         for run_id in self._runs.keys() - served:
             self._runs.pop(run_id).close()
-        values: dict[str, list[tuple[Key, float]]] = {run_id: [] for run_id, _ in living}
-        for run_id in values.keys() - self._runs.keys():
-            self._runs[run_id] = self._start(run_id, snapshot)
+        self._refused &= served
+        for run_id in {run for run, _ in living} - self._runs.keys() - self._refused:
+            self._start(run_id, snapshot)
+        values: dict[str, list[tuple[Key, float]]] = {
+            run_id: [] for run_id, _ in living if run_id in self._runs
+        }
         for labels, key, value in _values(snapshot):
             run = labels.get("run_id")
             if run is None:  # of the node: part of every run's history
                 for history in values.values():
                     history.append((key, value))
-            elif (run, labels.get("rank", "")) in living:
+            elif run in values and (run, labels.get("rank", "")) in living:
                 values[run].append((key, value))
         for run_id, history in values.items():
             self._runs[run_id].add(now, history)
@@ -113,18 +117,25 @@ class LocalStore:
         self._ended = {key for key, up in ups.items() if not up}
         return living
 
-    def _start(self, run_id: str, snapshot: Snapshot) -> RunFile:
-        if self._directory is None:
-            run = RunFile(None, MEMORY_LIMIT)
-        else:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._make_room()
-            run = RunFile(self._directory / f"{run_id}{SUFFIX}", self._run_limit)
+    def _start(self, run_id: str, snapshot: Snapshot) -> None:
+        try:
+            self._runs[run_id] = run = self._file(run_id)
+        except StoreError as error:
+            self._refused.add(run_id)
+            self.failures += 1
+            log.warning("run %s is not stored: %s", run_id, error)
+            return
         for point in snapshot["optwatch.run"]:
             if point.labels["run_id"] == run_id:
                 run.describe({name: point.labels.get(name, "") for name in _FACTS} | {"version": __version__})
                 break
-        return run
+
+    def _file(self, run_id: str) -> RunFile:
+        if self._directory is None:
+            return RunFile(None, MEMORY_LIMIT)
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_room()
+        return RunFile(self._directory / f"{run_id}{SUFFIX}", self._run_limit)
 
     def _make_room(self) -> None:
         """Remove the oldest runs until one more fits."""

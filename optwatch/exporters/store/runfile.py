@@ -13,12 +13,15 @@ import math
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 BASE_SECONDS = 1.0
 FORMAT = 1
+_LEVELS = 30  # halvings; beyond lie centuries
+_NUMBERS = (int, float, type(None))
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -34,7 +37,7 @@ _MERGED = """
 SELECT part.number, part.count, part.sick, part.total, part.low, part.high, newest.last
 FROM (
     SELECT bucket >> :shift AS number, max(bucket) AS newest, sum(count) AS count, sum(sick) AS sick,
-           sum(total) AS total, min(low) AS low, max(high) AS high
+           iif(count(total) < count(*), NULL, sum(total)) AS total, min(low) AS low, max(high) AS high
     FROM buckets WHERE series = :series AND bucket >= :first GROUP BY bucket >> :shift) AS part
 JOIN buckets AS newest ON newest.series = :series AND newest.bucket = part.newest
 ORDER BY part.number
@@ -57,7 +60,7 @@ Key: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class StoreError(Exception):
-    """A stored run cannot be read or found; the message says which and what to do."""
+    """A stored run cannot be read or found; the message is one line that says which and what to do."""
 
 
 @dataclass
@@ -67,7 +70,7 @@ class Bucket:
     Attributes:
         start, seconds: Unix time at which it begins, and its length.
         count, sick: values that were numbers, and values that were NaN.
-        total, low, high: over the numbers; low and high are None without any.
+        total, low, high: over the numbers; low and high are None without any, total where +Inf met -Inf.
         last: the newest value; None if it was NaN, as SQLite keeps it.
     """
 
@@ -75,15 +78,15 @@ class Bucket:
     seconds: float
     count: int = 0
     sick: int = 0
-    total: float = 0.0
+    total: float | None = 0.0
     low: float | None = None
     high: float | None = None
     last: float | None = None
 
     @property
     def mean(self) -> float:
-        """Mean of the numbers, NaN without any."""
-        return self.total / self.count if self.count else math.nan
+        """Mean of the numbers, NaN without any or where infinite ones cancel."""
+        return self.total / self.count if self.count and self.total is not None else math.nan
 
     def add(self, value: float) -> None:
         """Take one more value in."""
@@ -93,7 +96,7 @@ class Bucket:
             return
         self.last = value
         self.count += 1
-        self.total += value
+        self.total = (self.total or 0.0) + value
         self.low = value if self.low is None else min(self.low, value)
         self.high = value if self.high is None else max(self.high, value)
 
@@ -112,20 +115,18 @@ class RunFile:
     """
 
     def __init__(self, path: Path | None, limit: int = 36 << 20, *, read_only: bool = False) -> None:
-        self.path, self._limit = path, limit
+        self.path, self._limit, self._read_only = path, limit, read_only
         self._guard = threading.Lock()
         self._open: dict[Key, Bucket] = {}
         self._series: dict[Key, tuple[int, int]] = {}  # id, level
-        self._database = self._connect(path, read_only)
+        self._database = self._connect(path)
         try:
-            if not read_only:
-                self._prepare()
-            self._check()
-            self._series = {key: (ident, level) for ident, key, level in self._known()}
-        except sqlite3.DatabaseError as error:
-            self._database.close()
-            raise StoreError(f"{path}: cannot be read as a stored run: {error}") from error
-        except StoreError:
+            with self._reading():
+                if not read_only:
+                    self._prepare()
+                self._check()
+                self._series = {key: (ident, level) for ident, key, level in self._known()}
+        except (StoreError, sqlite3.Error):
             self._database.close()
             raise
 
@@ -152,7 +153,7 @@ class RunFile:
                 self._write(key, bucket)
             self._open.clear()
             self._database.commit()
-            if self.used_bytes > self._limit:
+            if not self._read_only and self.used_bytes > self._limit:
                 self._halve()
 
     def describe(self, facts: Mapping[str, str]) -> None:
@@ -165,12 +166,13 @@ class RunFile:
         try:
             self.flush()
         finally:
-            self._database.close()
+            self.abandon()
 
     def abandon(self) -> None:
         """Let go of the file without writing what is left."""
-        self._open.clear()
-        self._database.close()
+        with self._guard:  # somebody may be reading
+            self._open.clear()
+            self._database.close()
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -186,36 +188,54 @@ class RunFile:
     @property
     def facts(self) -> dict[str, str]:
         """What was said of the run."""
-        with self._guard:
-            return dict(self._database.execute("SELECT name, value FROM facts"))
+        with self._guard, self._reading():
+            return {str(name): str(value) for name, value in self._database.execute("SELECT * FROM facts")}
 
     def buckets(self, since: float = 0.0, points: int | None = None) -> Iterator[tuple[Key, list[Bucket]]]:
         """Every series with its buckets that end after a Unix time, oldest first.
 
         With ``points`` neighbours are merged, in powers of two, until a series has no more than about so many.
+        Raises StoreError where the file is damaged, or was closed meanwhile.
         """
-        if self._open:
-            self.flush()
-        with self._guard:
+        with self._reading():
+            if self._open:
+                self.flush()
+        with self._guard, self._reading():
             known = self._known()
         for ident, key, level in known:
-            with self._guard:
+            with self._guard, self._reading():
                 shift = 0 if points is None else self._shift(ident, points)
                 seconds = BASE_SECONDS * 2 ** (level + shift)
                 arguments = {"series": ident, "shift": shift, "first": int(since // seconds) << shift}
                 rows = self._database.execute(_MERGED, arguments).fetchall()
-            yield key, [Bucket(row[0] * seconds, seconds, *row[1:]) for row in rows]
+                if not all(isinstance(value, _NUMBERS) for row in rows for value in row):
+                    raise ValueError("a bucket holds what is no number")
+                found = [Bucket(row[0] * seconds, seconds, *row[1:]) for row in rows]
+            yield key, found
 
     # ---- inside --------------------------------------------------------------------------------------------------
 
-    def _connect(self, path: Path | None, read_only: bool) -> sqlite3.Connection:
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What damage looks like: to SQLite, or in what it hands out. What the file system does to a writer passes."""
+        try:
+            yield
+        except (sqlite3.Error, ValueError, TypeError, AttributeError) as error:
+            if isinstance(error, sqlite3.OperationalError) and not self._read_only:
+                raise
+            raise StoreError(f"{self.path}: cannot be read as a stored run: {error}") from error
+
+    def _connect(self, path: Path | None) -> sqlite3.Connection:
         if path is None:
             return sqlite3.connect(":memory:", check_same_thread=False)
-        if not read_only:
+        if not self._read_only:
             return sqlite3.connect(path, timeout=2.0, check_same_thread=False)
-        if not path.is_file():
-            raise StoreError(f"{path}: there is no such file")
-        return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+        with self._reading():
+            if not path.is_file():
+                raise StoreError(f"{path}: there is no such file")
+            # Without a log nobody writes, and SQLite need not make files beside it to know: the disk may be read-only.
+            how = "mode=ro" if Path(f"{path}-wal").exists() else "immutable=1"
+            return sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, check_same_thread=False)
 
     def _prepare(self) -> None:
         self._database.execute("PRAGMA journal_mode = WAL")
@@ -233,7 +253,9 @@ class RunFile:
 
     def _known(self) -> list[tuple[int, Key, int]]:
         rows = self._database.execute("SELECT id, metric, labels, level FROM series ORDER BY id")
-        return [(row[0], (row[1], tuple(json.loads(row[2]).items())), row[3]) for row in rows]
+        return [
+            (row[0], (str(row[1]), tuple(json.loads(row[2]).items())), min(row[3], _LEVELS)) for row in rows
+        ]
 
     def _shift(self, ident: int, points: int) -> int:
         """How often the buckets of a series have to be halved to be no more than so many."""

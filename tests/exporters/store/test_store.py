@@ -12,6 +12,9 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +103,7 @@ class TestRunFile:
         )
         assert sum(bucket.count for bucket in buckets) == len(numbers)
         assert sum(bucket.sick for bucket in buckets) == len(values) - len(numbers)
+        assert all(isinstance(bucket.mean, float) for bucket in buckets)  # +Inf beside -Inf, too
         if numbers:
             assert min(b.low for b in buckets if b.low is not None) == min(numbers)
             assert max(b.high for b in buckets if b.high is not None) == max(numbers)
@@ -216,6 +220,45 @@ class TestLocalStore:
         assert store.failures == 1
         assert LOSS in stored(place / "run-1.sqlite")
 
+    def test_a_clock_that_is_set_back_after_a_failure(self, tmp_path: Path, clock: Clock) -> None:
+        """Is no reason to store nothing for a day."""
+        place = tmp_path / "store"
+        place.write_text("a file where the directory should be")
+        store = LocalStore(place, clock=clock)
+        fill(store, clock, 1)
+        place.unlink()
+        clock.now -= 86400
+        fill(store, clock, 3)
+        store.close()
+        assert LOSS in stored(place / "run-1.sqlite")
+
+    def test_a_file_of_another_version_takes_no_other_run_with_it(self, tmp_path: Path, clock: Clock) -> None:
+        """It is left as it is, counted, and the other run is stored."""
+        (tmp_path / "run-0.sqlite").write_bytes(b"noise" * 1000)
+        store = LocalStore(tmp_path, clock=clock)
+        for _ in range(40):
+            clock.now += 1
+            found = snapshot()
+            others = {name: [replace(p, labels={**p.labels, "run_id": "run-0"}) for p in points]
+                      for name, points in found.items() if name != "optwatch.device_up"}  # fmt: skip
+            store.accept({name: [*points, *others.get(name, ())] for name, points in found.items()})
+        store.close()
+        assert store.failures == 1
+        assert (tmp_path / "run-0.sqlite").read_bytes() == b"noise" * 1000
+        assert sum(bucket.count for bucket in stored(tmp_path / "run-1.sqlite")[LOSS]) == 40
+
+    def test_reading_while_a_run_ends(self, clock: Clock) -> None:
+        """Whoever draws a run that is closed meanwhile is told, and nothing crashes."""
+        for _ in range(20):
+            store = LocalStore(None, clock=clock)
+            fill(store, clock, 30)
+            run = store.runs["run-1"]
+            with ThreadPoolExecutor() as pool:
+                drawn = [pool.submit(curves, run) for _ in range(4)]
+                store.close()
+            ends = [one.exception() for one in drawn]
+            assert all(end is None or isinstance(end, StoreError) for end in ends), ends
+
     def test_in_memory(self, clock: Clock) -> None:
         """Without a directory the history is there while the run is."""
         store = LocalStore(None, clock=clock)
@@ -309,6 +352,15 @@ class TestCommands:
             (["export"], "give --csv or --parquet"),
             (["export", "--parquet"], "needs a file to write to"),
             (["export", "--csv", "-o", "no/such/place.csv"], "No such file or directory"),
+            (["export", "--csv", "-o", "store"], "is a directory"),
+            (["export", "--csv", "-o", "/dev/full"], "/dev/full cannot be written: No space left on device"),
+            (["export", "--parquet", "-o", "/dev/full"], "/dev/full cannot be written: No space left"),
+            (["report", "-o", "/dev/full"], "/dev/full cannot be written: No space left on device"),
+            (["report", "/"], "there is no such file"),
+            (["report", "store"], "no run 'store' in"),
+            (["report", "rün"], "no run 'rün' in"),
+            (["report", "run-1", "run-2"], "unexpected extra argument"),
+            (["report", "--nope"], "No such option"),
         ],
     )
     def test_bad_input(self, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
@@ -317,6 +369,61 @@ class TestCommands:
         error = capsys.readouterr().err
         assert message in error
         assert error.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (
+                "UPDATE facts SET value = '2' WHERE name = 'format'",
+                "is of format 2, this optwatch reads format 1",
+            ),
+            ("DELETE FROM facts", "is of format unknown"),
+            ("DROP TABLE buckets", "cannot be read as a stored run: no such table"),
+            ("UPDATE series SET labels = '[1,2' WHERE id = 1", "cannot be read as a stored run"),
+            ("UPDATE series SET labels = '[1,2]' WHERE id = 1", "cannot be read as a stored run"),
+            ("UPDATE series SET level = 'x'", "cannot be read as a stored run"),
+            ("UPDATE buckets SET low = 'x'", "a bucket holds what is no number"),
+            ("UPDATE buckets SET last = x'00'", "a bucket holds what is no number"),
+            (0.5, "cannot be read as a stored run"),
+            (0.0, "cannot be read as a stored run"),
+            (None, "cannot be read as a stored run"),
+        ],
+    )
+    def test_a_damaged_file(
+        self, runs: Path, capsys: pytest.CaptureFixture[str], damage: str | float | None, message: str
+    ) -> None:
+        """One line that names it, and what was exported before stays: changed by SQL, cut to a part, noise in it."""
+        path = runs / "run-1.sqlite"
+        if isinstance(damage, str):
+            with closing(sqlite3.connect(path)) as database, database:
+                database.execute(damage)
+        else:
+            content = path.read_bytes()
+            cut = content[: int(damage * len(content))] if damage is not None else content[:4096]
+            path.write_bytes(cut + (b"" if damage is not None else os.urandom(len(content) - 4096)))
+        Path("old.csv").write_text("from before")
+        for arguments in (["report", "-o", "old.csv"], ["export", "--csv", "-o", "old.csv"]):
+            assert command(arguments) == 1
+            error = capsys.readouterr().err
+            assert message in error
+            assert str(path) in error
+            assert error.count("\n") == 1
+        assert Path("old.csv").read_text() == "from before"
+        assert sorted(one.name for one in Path().iterdir()) == ["old.csv", "store"]
+
+    def test_a_link_is_written_to(self, tmp_path: Path) -> None:
+        """Such as /dev/stdout: it is not replaced by a file."""
+        (tmp_path / "link").symlink_to("target")
+        (tmp_path / "target").write_text("")
+        assert command(["export", "--csv", "-o", "link"]) == 0
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "target").read_text().startswith("time,seconds")
+
+    def test_a_file_that_nobody_writes_is_left_as_it_is(self, runs: Path) -> None:
+        """Reading makes no files beside it, and a disk that is read-only will do."""
+        before = sorted(runs.iterdir())
+        assert command(["export", "--csv", "-o", "run.csv"]) == 0
+        assert sorted(runs.iterdir()) == before
 
     def test_several_runs_with_one_beginning(self, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """Are listed."""
