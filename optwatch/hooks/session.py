@@ -30,6 +30,8 @@ from optwatch.hooks.publisher import Publisher
 
 #: Seconds between two looks whether the agent still runs.
 AGENT_CHECK = 5.0
+#: At most, where starts fail: each takes a core for a while.
+AGENT_CHECK_MOST = 300.0
 
 
 class Watch:
@@ -310,13 +312,16 @@ class Watch:
     # --- beside the training loop ----------------------------------------------------------------------------------
 
     def _keep_agent(self) -> None:
-        """Start the agent if none runs, now and whenever it has gone."""
+        """Start the agent if none runs, now and whenever it has gone; ever less often where none comes up."""
+        pause = AGENT_CHECK
         while self._publisher is not None and self._directory is not None:
+            found = None
             try:
-                ensure_agent(self._directory)
+                found = ensure_agent(self._directory)
             except Exception as error:  # a run without an agent is still a run
                 self._warn(f"no agent could be started: {error}")
-            if self._closed.wait(AGENT_CHECK):
+            pause = AGENT_CHECK if found else min(2 * pause, AGENT_CHECK_MOST)
+            if self._closed.wait(pause):
                 return
 
     def _at_exit(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import pytest
 
 from agent_process import agent, eventually, scrape
 from board_samples import ADAMW, BOUNDS, Feed, end, environment, schema, start_writer
+from optwatch.agent.election import Election
 from optwatch.board import (
     BoardReader,
     BoardWriter,
@@ -283,6 +286,82 @@ def test_one_agent_per_directory(tmp_path: Path) -> None:
     with agent(tmp_path) as (url, _):  # the first one was killed on leaving the block
         assert scrape(url).one("optwatch_step") == 3
         assert scrape(url).one("optwatch_samples_dropped_total") == 0
+
+
+def test_a_lock_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    """Somebody tidied the directory: the agent is found again at its address, and no second one starts beside it."""
+    feed(tmp_path, 3)
+    with agent(tmp_path) as (url, _):
+        for name in ("agent.lock", "agent.json"):
+            (tmp_path / name).unlink()
+        eventually(lambda: _found(tmp_path, url))
+        done = subprocess.run(
+            [sys.executable, "-m", "optwatch.agent", "--dir", str(tmp_path)],
+            capture_output=True, text=True, timeout=60, check=False, env=environment(),
+        )  # fmt: skip
+        assert (done.returncode, done.stderr.count("another agent serves")) == (0, 1)
+    log = (tmp_path / "agent-test.log").read_text()
+    assert log.count("was removed and has been made again") == 1
+
+
+def _found(directory: Path, url: str) -> None:
+    assert find_agent(directory) == url
+
+
+def test_an_agent_whose_place_was_taken_leaves(tmp_path: Path) -> None:
+    """It takes nothing of the other one's away."""
+    feed(tmp_path, 3)
+    ours = Election(tmp_path)
+    with agent(tmp_path) as (_, process):
+        os.kill(process.pid, signal.SIGSTOP)
+        (tmp_path / "agent.lock").unlink()
+        assert ours.win()
+        ours.publish({"url": "http://127.0.0.1:1/metrics"})
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.wait(20) == 0
+        assert find_agent(tmp_path) == "http://127.0.0.1:1/metrics"
+        ours.resign()
+    assert find_agent(tmp_path) is None
+
+
+def test_a_directory_that_is_gone_is_said_once(tmp_path: Path) -> None:
+    """The boards that are open are served on, and the log does not grow."""
+    boards = tmp_path / "boards"
+    boards.mkdir(0o700)
+    source = feed(boards, 3)
+    with agent(boards) as (url, _), (boards / "agent-test.log").open() as log:
+        shutil.rmtree(boards)
+        source.publish(2)
+        eventually(lambda: _step(url, 5))
+        time.sleep(0.5)  # ten polls
+        assert log.read().count("No such file or directory; the boards that are open are served on") == 1
+        boards.mkdir(0o700)
+        eventually(lambda: _found(boards, url))
+
+
+def _step(url: str, step: int) -> None:
+    assert scrape(url).one("optwatch_step") == step
+
+
+def test_what_is_no_board_does_not_take_its_place_for_ever(tmp_path: Path) -> None:
+    """Noise under the name of a rank: when the rank dies its series end, as any other's do."""
+    writer = start_writer(tmp_path)
+    path = next(tmp_path.glob("*.board"))
+    with agent(tmp_path, "--grace", "0.2") as (url, _):
+        eventually(lambda: _up(url, [1]))
+        (tmp_path / "noise").write_bytes(b"noise" * 1000)
+        (tmp_path / "noise").replace(path)
+        eventually(lambda: _counted(url))
+        end(writer)
+        eventually(lambda: _up(url, []))
+
+
+def _up(url: str, expected: list[float]) -> None:
+    assert scrape(url).all("optwatch_rank_up") == expected
+
+
+def _counted(url: str) -> None:
+    assert sum(scrape(url).all("optwatch_boards_skipped_total")) >= 1
 
 
 def test_leaves_when_idle(tmp_path: Path) -> None:
