@@ -10,14 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 
 from agent_process import agent, eventually, scrape
 from board_samples import ADAMW, BOUNDS, Feed, end, environment, schema, start_writer
+from optwatch.agent.boards import Boards
+from optwatch.agent.collect import Collector
 from optwatch.agent.election import Election
+from optwatch.agent.nvml import NvmlSampler
 from optwatch.board import (
     BoardReader,
     BoardWriter,
@@ -28,6 +33,7 @@ from optwatch.board import (
     TensorInfo,
     find_agent,
 )
+from optwatch.exporters.otlp_data import Translator
 from optwatch.metrics.catalogue import CATALOGUE
 
 RUN = {"run_id": "run", "rank": "0"}
@@ -248,6 +254,24 @@ def test_unknown_and_mislabelled_series_are_left_out(tmp_path: Path) -> None:
         page = scrape(url)
         assert page.all("optwatch_loss") == [3.0]
         assert not [s for s in page.samples if "invented" in s.name]
+
+
+@pytest.mark.parametrize("started", [1e308, -1.0, 1e300, "today", None, True], ids=str)
+def test_a_start_that_cannot_be(tmp_path: Path, started: object) -> None:
+    """Nor does a histogram that counts less than nothing keep the other values from being pushed."""
+    made = replace(schema(), run={**schema().run, "start_time": started})
+    writer = BoardWriter.create(tmp_path, made)
+    rows = np.ones((12, made.tables[0].width))
+    sick = np.full(len(BOUNDS) + 1, np.nan)
+    writer.publish(1, 1.0, np.zeros(3), [rows], np.zeros(2), [(sick, 1.0)])
+    boards = Boards(tmp_path, 60.0)
+    boards.poll()
+    found = Collector(boards, NvmlSampler(1.0, 1.0), 300).snapshot()
+    data = Translator().data(found, 1e9)
+    encoded = encode_metrics(data).SerializeToString()
+    boards.close()
+    assert b"optwatch.step" in encoded
+    assert "optwatch.step_duration" not in found
 
 
 def test_sick_values_are_shown_and_empty_ones_absent(tmp_path: Path) -> None:

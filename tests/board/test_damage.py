@@ -110,6 +110,14 @@ def test_a_signed_schema_of_nonsense(tmp_path_factory, json: bytes) -> None:
     assert read(tmp_path_factory.getbasetemp() / "nonsense.board", data) == "schema"
 
 
+EMPTY = '"gauges": [], "counters": [], "infos": [], "histograms": [], "tables": []'
+
+
+def test_the_smallest_schema() -> None:
+    """What the documents below are nonsense of."""
+    Schema.from_json(f'{{"run": {{"run_id": "r", "rank": 0}}, {EMPTY}}}'.encode())
+
+
 @pytest.mark.parametrize(
     "document",
     [
@@ -120,6 +128,10 @@ def test_a_signed_schema_of_nonsense(tmp_path_factory, json: bytes) -> None:
         '{"run": 3}',
         '{"run": {"run_id": "r", "rank": "0"}}',
         '{"run": {"run_id": "r", "rank": -1}}',
+        *(
+            f'{{"run": {{"run_id": "{name}", "rank": 0}}, {EMPTY}}}'
+            for name in ("../../etc/x", "/etc/x", "", ".hidden", "a b", "a" * 101, "x\\u0000")
+        ),
     ],
 )
 def test_schema_json_of_other_kinds(document: str) -> None:

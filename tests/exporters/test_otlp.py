@@ -231,7 +231,14 @@ def test_settings(given: dict, environment: dict[str, str], expected: OtlpSettin
             {"OTEL_METRIC_EXPORT_INTERVAL": "often"},
             "positive number of milliseconds",
         ),
-        ({"endpoint": "http://c"}, {"OTEL_METRIC_EXPORT_INTERVAL": "0"}, "positive number of milliseconds"),
+        *(
+            (
+                {"endpoint": "http://c"},
+                {"OTEL_METRIC_EXPORT_INTERVAL": interval},
+                "positive number of milliseconds",
+            )
+            for interval in ("0", "-1", "nan", "inf", "")
+        ),
     ],
 )
 def test_senseless_settings(given: dict, environment: dict[str, str], complaint: str) -> None:
