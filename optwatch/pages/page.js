@@ -20,21 +20,24 @@
     while (Math.abs(value) >= factor && i < names.length - 1) { value /= factor; i += 1; }
     return `${+value.toPrecision(4)} ${names[i]}`.trim();
   };
-  const show = (value, metric) => {
+  const show = (value, metric, whole = false) => { // whole: of a counter the number, not its increase
     if (value === null || value === undefined) return "–";
+    if (!Number.isFinite(value)) return Number.isNaN(value) ? "NaN" : value > 0 ? "+Inf" : "-Inf";
     const { unit, instrument } = metrics[metric] || { unit: "", instrument: "gauge" };
-    const rate = instrument === "counter" ? "/s" : "";
+    const rate = instrument === "counter" && !whole ? "/s" : "";
     if (metric.endsWith("timestamp")) return new Date(value * 1000).toLocaleTimeString("en-GB");
-    if (unit === "By") return scaled(value, 1024, ["B", "KiB", "MiB", "GiB", "TiB"]) + rate;
+    if (unit === "By") return scaled(value, 1000, ["B", "kB", "MB", "GB", "TB"]) + rate;
     if (unit === "1") return `${+(100 * value).toPrecision(3)} %`;
     if (unit === "s" && rate) return `${+(100 * value).toPrecision(3)} % of the time`;
     if (unit === "s") return value < 1 ? scaled(value * 1e6, 1000, ["µs", "ms"]) : `${+value.toPrecision(4)} s`;
     const suffix = { W: " W", J: " J", Cel: " °C" }[unit] || "";
     const small = value !== 0 && Math.abs(value) < 1e-3;
-    const text = small || Math.abs(value) >= 1e6 ? value.toExponential(2) : `${+value.toPrecision(5)}`;
+    const text = small || Math.abs(value) >= 1e6 ? value.toExponential(2) : `${+value.toPrecision(rate ? 3 : 5)}`;
     return text + suffix + rate;
   };
   const last = (list) => { for (let i = list.length - 1; i >= 0; i -= 1) if (list[i] !== null) return list[i]; return null; };
+  const ODD = { NaN: NaN, "+Inf": Infinity, "-Inf": -Infinity };
+  const newestOf = (curve) => (curve.odd ? ODD[curve.odd] : last(curve.mean));
 
   // ---- the data ---------------------------------------------------------------------------------------------------
   const keyOf = (curve) => JSON.stringify([curve.metric, curve.labels]);
@@ -45,19 +48,32 @@
       let keep = old.time.findIndex((time) => time >= curve.time[0]);
       if (keep < 0) keep = old.time.length;
       for (const column of ["time", "mean", "low", "high"]) old[column] = old[column].slice(0, keep).concat(curve[column]);
+      for (const fact of ["seconds", "total", "odd"]) old[fact] = curve[fact];
     }
   };
   const chosen = (metric) => [...curves.values()].filter((curve) => curve.metric === metric
     && (!by("rank").value || curve.labels.rank === undefined || curve.labels.rank === by("rank").value)
     && (!by("group").value || curve.labels.group === undefined || curve.labels.group === by("group").value));
-  const nowest = (metric, test = () => true) => [...curves.values()]
-    .filter((curve) => curve.metric === metric && test(curve.labels)).map((curve) => last(curve.mean)).filter((value) => value !== null);
+  // Series that ended before the run's newest values, such as those of a format that is no longer used, are history.
+  let horizon = 0; // Unix time
+  const look = () => {
+    const all = [...curves.values()];
+    const end = Math.max(...all.map((curve) => curve.time[curve.time.length - 1]));
+    horizon = end - 5 - Math.max(...all.map((curve) => curve.seconds));
+  };
+  const current = (metric, wanted = {}) => {
+    return [...curves.values()].filter((curve) => curve.metric === metric && curve.time[curve.time.length - 1] >= horizon && Object.entries(wanted).every(([name, value]) => curve.labels[name] === value)
+      && (!by("rank").value || curve.labels.rank === undefined || curve.labels.rank === by("rank").value));
+  };
+  const nowest = (metric, wanted) => current(metric, wanted).map(newestOf).filter((value) => value !== null);
+  const totals = (metric, wanted) => current(metric, wanted).map((curve) => curve.total ?? 0);
   const sum = (values) => values.reduce((a, b) => a + b, 0);
+  const largest = (values) => (values.length ? Math.max(...values) : null);
 
   // ---- one plot ---------------------------------------------------------------------------------------------------
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const nameOf = (curve, shared) => Object.entries(curve.labels)
-    .filter(([name, value]) => shared[name] !== value).map(([, value]) => value).join(" · ") || "value";
+    .filter(([name, value]) => shared[name] !== value).map(([, value]) => value).join(" · ");
   const sharedLabels = (list) => Object.fromEntries(Object.entries(list[0].labels)
     .filter(([name, value]) => list.every((curve) => curve.labels[name] === value)));
 
@@ -65,8 +81,11 @@
     const item = document.createElement("li");
     const swatch = document.createElement("i");
     swatch.style.background = `var(--c${i % PALETTE})`;
-    const value = at === null ? last(curve.mean) : curve.mean[at(curve)];
-    item.append(swatch, `${nameOf(curve, shared)} ${show(value, metric)}`);
+    const value = at === null ? newestOf(curve) : curve.mean[at(curve)];
+    if (Number.isNaN(value)) item.className = "bad";
+    const counted = at === null && curve.total !== null;
+    const text = counted && curve.total === 0 ? "0" : show(value, metric);
+    item.append(swatch, `${nameOf(curve, shared)} ${counted && curve.total ? `${show(curve.total, metric, true)} in all, ` : ""}${text}`);
     return item;
   });
 
@@ -76,6 +95,12 @@
       const iso = new Date((tick - 60 * new Date(tick * 1000).getTimezoneOffset()) * 1000).toISOString();
       return span > 172800 ? iso.slice(5, 16).replace("T", " ") : iso.slice(11, span < 600 ? 19 : 16);
     });
+  };
+
+  const extent = (chart, low, high) => {
+    if (low === null) return [0, 1];
+    if (low !== high) return uPlot.rangeNum(low, high, 0.1, true);
+    return low === 0 ? [0, 1] : [Math.min(0, 2 * low), Math.max(0, 2 * low)];
   };
 
   const options = (metric, list, width) => {
@@ -91,7 +116,7 @@
     });
     const axis = { stroke: () => color("--soft"), grid: { stroke: () => color("--line"), width: 1 }, ticks: { show: false } };
     return {
-      width, height: 190, series, bands, legend: { show: false }, cursor: { sync: { key: "all" }, points: { size: 6 } },
+      width, height: 190, series, bands, scales: { y: { range: extent } }, legend: { show: false }, cursor: { sync: { key: "all" }, points: { size: 6 } },
       axes: [{ ...axis, size: 30, space: 70, values: clock }, { ...axis, size: 74, values: (_, ticks) => ticks.map((tick) => show(tick, metric)) }],
       hooks: { setCursor: [(chart) => mark(metric, chart)] },
     };
@@ -205,39 +230,113 @@
     box.append(element("dt", title), element("dd", text, bad ? { class: "bad" } : {}));
     return box;
   };
+  const bytes = (value) => show(value, "optwatch.optimizer.state");
   const cards = () => {
-    const found = sum(nowest("optwatch.optimizer.state"));
+    const found = nowest("optwatch.optimizer.state");
     const asked = nowest("optwatch.optimizer.state_expected");
-    const wrong = asked.length > 0 && found !== sum(asked);
-    const stepped = last(nowest("optwatch.last_step_timestamp"));
-    const steps = [...curves.values()].find((curve) => curve.metric === "optwatch.step");
+    const wrong = asked.length > 0 && sum(found) !== sum(asked);
+    const sick = sum(totals("optwatch.nonfinite_elements"));
+    const [steps] = current("optwatch.step");
     const n = steps ? steps.mean.length : 0;
     const back = Math.max(0, n - 31);
     const speed = n > 1 ? (steps.mean[n - 1] - steps.mean[back]) / (steps.time[n - 1] - steps.time[back]) : null;
-    const worst = (metric) => { const all = nowest(metric); return all.length ? Math.max(...all) : null; };
-    const bytes = (value) => show(value, "optwatch.optimizer.state");
+    const [loss] = nowest("optwatch.loss");
+    const memory = nowest("optwatch.host_memory.rss");
+    const used = nowest("optwatch.device.memory.used");
+    const error = largest(nowest("optwatch.update_quantization_error.ratio"));
     by("cards").replaceChildren(
-      card("Step", show(worst("optwatch.step"), "optwatch.step")),
-      card("Newest step at", show(stepped, "optwatch.last_step_timestamp")),
+      card("Step", show(largest(nowest("optwatch.step")), "optwatch.step")),
+      card("Newest step at", show(largest(nowest("optwatch.last_step_timestamp")), "optwatch.last_step_timestamp")),
       card("Steps a second", speed === null ? "–" : `${+speed.toPrecision(3)}`),
-      card("Loss", show(last(nowest("optwatch.loss")), "optwatch.loss")),
-      card("Optimizer state", asked.length ? `${bytes(found)}${wrong ? `, ${bytes(sum(asked))} asked for` : ", as asked for"}` : bytes(found), wrong),
-      card("Error of the update from storing, worst group", show(worst("optwatch.update_quantization_error.ratio"), "optwatch.update_quantization_error.ratio")),
-      card("Non-finite gradients", show(sum(nowest("optwatch.nonfinite_elements")), "optwatch.nonfinite_elements"), sum(nowest("optwatch.nonfinite_elements")) > 0),
+      card("Loss", show(loss, "optwatch.loss"), loss !== undefined && !Number.isFinite(loss)),
+      card("Optimizer state", found.length ? `${bytes(sum(found))}${wrong ? `, ${bytes(sum(asked))} asked for` : asked.length ? ", as asked for" : ""}` : "–", wrong),
+      card("Update error, worst group", show(error, "optwatch.update_quantization_error.ratio"), Number.isNaN(error)),
+      card("Non-finite gradients", current("optwatch.nonfinite_elements").length ? `${sick}` : "–", sick > 0),
+      ...(used.length ? [card("GPU memory", bytes(sum(used)))] : []),
+      card("Host memory", memory.length ? bytes(sum(memory)) : "–"),
+      card("Watching, of the time", show(largest(nowest("optwatch.overhead")), "optwatch.update_quantization_error.ratio")),
     );
-    const states = ["lost", "failed", "running", "finished"];
-    const state = states.find((name) => nowest("optwatch.run_state", (labels) => labels.state === name).some((value) => value > 0.5)) || "unknown";
+    const states = ["failed", "lost", "running", "finished"];
+    const state = states.find((name) => nowest("optwatch.run_state", { state: name }).some((value) => value > 0.5)) || "unknown";
     const gone = silent ? ` – the agent has not answered for ${Math.round(Date.now() / 1000 - silent)} s, values are old` : "";
     by("state").textContent = `${state}${gone}`;
     by("state").className = gone || state === "lost" || state === "failed" ? "bad" : "good";
   };
 
+  // ---- the newest values as tables: what the terminal view shows ------------------------------------------------------
+  const unique = (list) => [...new Set(list)];
+  const pairs = (metrics_, label) => unique(metrics_.flatMap((metric) => current(metric))
+    .filter((curve) => curve.labels[label] !== undefined).map((curve) => JSON.stringify([curve.labels.optimizer, curve.labels[label]])))
+    .map((text) => JSON.parse(text));
+  const titled = (list, [optimizer, name]) => (unique(list.map(([one]) => one)).length > 1 ? `${optimizer} · ${name}` : name);
+  const short = (dtype) => ({ float32: "fp32", bfloat16: "bf16", float16: "fp16" }[dtype] || dtype);
+  const norm = (metric, wanted) => { // over ranks, of one copy where several hold the same
+    const squares = current(metric, wanted).map((curve) => newestOf(curve) ** 2
+      / (largest(nowest("optwatch.replicas", { rank: curve.labels.rank, optimizer: curve.labels.optimizer })) || 1));
+    return squares.length ? Math.sqrt(sum(squares)) : null;
+  };
+  const stateRows = () => {
+    const slots = pairs(["optwatch.optimizer.state_expected", "optwatch.optimizer.state"], "slot");
+    return slots.map(([optimizer, slot]) => {
+      const found = current("optwatch.optimizer.state", { optimizer, slot }).filter((curve) => newestOf(curve) > 0);
+      const actual = sum(found.map(newestOf));
+      const asked = nowest("optwatch.optimizer.state_expected", { optimizer, slot });
+      const full = slot === "step" ? actual : 4 * sum(nowest("optwatch.parameters", { optimizer }));
+      const dtypes = unique(found.sort((a, b) => newestOf(b) - newestOf(a)).map((curve) => short(curve.labels.dtype)));
+      const error = largest(nowest("optwatch.quantization_error.ratio", { optimizer, slot }));
+      return {
+        bad: asked.length > 0 && actual !== sum(asked),
+        cells: [titled(slots, [optimizer, slot]), dtypes.join(" + "), bytes(actual), asked.length ? bytes(sum(asked)) : "–", full ? bytes(full) : "–",
+          full ? show(1 - actual / full, "optwatch.quantization_error.ratio") : "–", show(error, "optwatch.quantization_error.ratio")],
+      };
+    });
+  };
+  const groupRows = (slots) => {
+    const groups = pairs(["optwatch.gradient.norm", "optwatch.update_quantization_error.ratio"], "group");
+    return groups.map(([optimizer, group]) => {
+      const ratios = ["optwatch.update_to_parameter.ratio", "optwatch.update_quantization_error.ratio"];
+      const numbers = [norm("optwatch.gradient.norm", { optimizer, group }), ...slots.map((slot) => norm("optwatch.moment.norm", { optimizer, group, slot }))];
+      const rest = ratios.map((metric) => largest(nowest(metric, { optimizer, group })));
+      return {
+        bad: [...numbers, ...rest].some((value) => Number.isNaN(value)),
+        cells: [titled(groups, [optimizer, group]), ...numbers.map((value) => show(value === null || !Number.isFinite(value) ? value : +value.toPrecision(3), "optwatch.gradient.norm")), ...rest.map((value, i) => show(value, ratios[i]))],
+      };
+    });
+  };
+  const table = (id, title, head, rows) => {
+    const box = by(id);
+    box.hidden = rows.length === 0;
+    const line = (cells, tag, bad) => {
+      const made = element("tr", "", bad ? { class: "bad" } : {});
+      made.append(...cells.map((cell, i) => element(i ? tag : "th", cell, { scope: tag === "th" ? "col" : i ? "" : "row" })));
+      return made;
+    };
+    const top = element("thead");
+    top.append(line(head, "th", false));
+    const body = element("tbody");
+    body.append(...rows.map(({ cells, bad }) => line(cells, "td", bad)));
+    const made = element("table");
+    made.append(element("caption", title), top, body);
+    box.replaceChildren(made);
+  };
+  const tables = () => {
+    const slots = unique(current("optwatch.moment.norm").map((curve) => curve.labels.slot));
+    table("state-now", "State", ["", "stored as", "bytes", "asked for", "in fp32", "saved", "error"], stateRows());
+    table("groups-now", "Norms, by group of tensors", ["", "gradient", ...slots, "update / weight", "update error"], groupRows(slots));
+  };
+
   const refresh = () => {
+    look();
     by("run").textContent = run;
     fill(by("rank"), values("rank"), "all");
     fill(by("group"), values("group"), "all");
     cards();
+    tables();
     for (const metric of plots.keys()) draw(metric);
+    for (const section of by("families").children) {
+      section.hidden = [...section.querySelectorAll("figure")].every((figure) => figure.hidden);
+      by("jumps").querySelector(`[href="#${section.id}"]`).hidden = section.hidden;
+    }
   };
 
   // ---- following an agent -----------------------------------------------------------------------------------------

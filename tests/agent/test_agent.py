@@ -119,10 +119,11 @@ def test_killed_rank_keeps_its_last_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize("state", ["finished", "failed"])
 def test_ended_run_is_forgotten_after_its_grace(tmp_path: Path, state: str) -> None:
     """A closed board says how it ended, is served for the grace period, then its series and its file are gone."""
-    feed(tmp_path, 3).writer.close(state)
-    with agent(tmp_path, "--grace", "1.5") as (url, _):
+    source = feed(tmp_path, 3)
+    with agent(tmp_path, "--grace", "3") as (url, _):
+        source.writer.close(state)
+        eventually(lambda: _ended(url, state))
         page = scrape(url)
-        assert page.one("optwatch_run_state", state=state) == 1
         assert page.one("optwatch_rank_up") == 0
         assert page.one("optwatch_step") == 3
 
@@ -131,6 +132,10 @@ def test_ended_run_is_forgotten_after_its_grace(tmp_path: Path, state: str) -> N
             assert not list(tmp_path.glob("*.board"))
 
         eventually(gone)
+
+
+def _ended(url: str, state: str) -> None:
+    assert scrape(url).all("optwatch_run_state", state=state) == [1]
 
 
 def test_long_dead_board_is_removed_at_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,6 +16,8 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 import agent_process
 import board_samples
 from browser import chromium
+from optwatch.cli.scrape import fetch
+from optwatch.cli.snapshot import Tracker
 from optwatch.exporters.store import RunFile, curves
 from optwatch.pages import report_page
 
@@ -90,6 +93,32 @@ def test_it_follows_the_run(live: webdriver.Chrome) -> None:
     assert complaints(live) == []
 
 
+def rows(browser: webdriver.Chrome, table: str) -> list[list[str]]:
+    """The cells of a table, read at once."""
+    script = (
+        "return [...document.querySelectorAll(arguments[0])].map(r => [...r.cells].map(c => c.textContent))"
+    )
+    found: list[list[str]] = browser.execute_script(script, f"#{table} tr")
+    return found
+
+
+def test_it_shows_what_the_terminal_view_shows(live: webdriver.Chrome, address: str) -> None:
+    """Every slot with its bytes, found and asked for, and every group with its norms and errors."""
+    wait(live).until(lambda page: rows(page, "groups-now"))
+    view = Tracker().update(fetch(f"{address}metrics")).runs[0]
+    head, *slots = rows(live, "state-now")
+    assert head == ["", "stored as", "bytes", "asked for", "in fp32", "saved", "error"]
+    assert [row[0] for row in slots] == [slot.slot for slot in view.slots]
+    assert {row[1] for row in slots} == {"int8"}
+    head, *groups = rows(live, "groups-now")
+    assert head == ["", "gradient", "exp_avg", "exp_avg_sq", "update / weight", "update error"]
+    assert [row[0] for row in groups] == [group.group for group in view.groups]
+    # All sums of a step are its number, so these do not change while they are compared.
+    assert {row[5] for row in groups} == {"100 %"}
+    assert {group.update_error for group in view.groups} == {1.0}
+    assert set(cards(live)) >= {"Step", "Loss", "Optimizer state", "Host memory", "Watching, of the time"}
+
+
 def test_it_asks_nobody_else(live: webdriver.Chrome, address: str) -> None:
     """Every request of the page goes to the agent that served it."""
     asked = live.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
@@ -160,7 +189,47 @@ def test_the_report(browser: webdriver.Chrome, tmp_path: Path) -> None:
         path.write_bytes(report_page("</title><b>run", {}, curves(run)))
     browser.get_log("browser")
     browser.get(path.as_uri())
-    assert keys(figure(browser, "optwatch.loss")) == ["value 0.1"]
+    assert keys(figure(browser, "optwatch.loss")) == [" 0.1"]
     assert browser.find_element(By.ID, "run").text == "</title><b>run"
     assert browser.find_elements(By.TAG_NAME, "b") == []
+    assert complaints(browser) == []
+
+
+def test_what_holds_now_is_told_from_history(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    """A format that is no longer used counts no more, NaN is shown as such, a counter keeps what it counted."""
+
+    def state(dtype: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+        labels = {"optimizer": "AdamW", "slot": "exp_avg", "dtype": dtype, "device": "cpu", "rank": "0"}
+        return "optwatch.optimizer.state", tuple(labels.items())
+
+    rank = (("rank", "0"),)
+    asked = "optwatch.optimizer.state_expected", state("int8")[1]
+    with closing(RunFile(None)) as run:
+        for i in range(60):
+            held = state("int8"), 1000.0
+            if i >= 30:
+                held = state("float32"), 4000.0
+            run.add(
+                1.7e9 + i,
+                [
+                    held,
+                    (asked, 1000.0),
+                    (("optwatch.loss", rank), 1.0 if i < 59 else math.nan),
+                    (("optwatch.nonfinite_elements", rank), 7.0 if i > 5 else 0.0),
+                ],
+            )
+        path = tmp_path / "report.html"
+        path.write_bytes(report_page("run", {}, curves(run)))
+    browser.get(path.as_uri())
+    found = cards(browser)
+    assert found["Optimizer state"] == "4 kB, 1 kB asked for"
+    assert found["Loss"] == "NaN"
+    assert found["Non-finite gradients"] == "7"
+    assert rows(browser, "state-now")[1][:4] == ["exp_avg", "fp32", "4 kB", "1 kB"]
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#state-now tr.bad, #cards .bad")) == 4
+    assert keys(figure(browser, "optwatch.loss")) == [" NaN"]
+    assert (
+        browser.find_elements(By.CSS_SELECTOR, "#Devices:not([hidden]), a[href='#Devices']:not([hidden])")
+        == []
+    )
     assert complaints(browser) == []

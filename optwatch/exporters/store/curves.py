@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TypedDict
 
-from optwatch.exporters.store.runfile import Bucket, Key, RunFile
+from optwatch.exporters.store.runfile import Bucket, RunFile
 from optwatch.metrics.catalogue import CATALOGUE
+
+#: Over so much time, or one bucket, a counter's increase is averaged: most of a second's buckets hold no step at all.
+RATE_SECONDS = 15.0
+
+# Start of a bucket; mean, lowest and highest value.
+_Row = tuple[float, float | None, float | None, float | None]
 
 
 class Curve(TypedDict):
@@ -20,68 +26,79 @@ class Curve(TypedDict):
     mean: list[float | None]
     low: list[float | None]
     high: list[float | None]
+    seconds: float  # length of a bucket
+    total: float | None  # what a counter has counted in all
+    odd: str  # "NaN", "+Inf" or "-Inf" where the newest value is that, which no number of JSON is; else ""
 
 
 def curves(run: RunFile, since: float = 0.0, points: int = 600) -> list[Curve]:
     """Curves of every metric of the catalogue that the run has, thinned to about so many points each.
 
-    Nothing that happened before the Unix time ``since`` is asked for. A counter becomes its increase a second, a
-    histogram the mean of what it saw, info metrics are left out.
+    Buckets that ended before the Unix time ``since`` are left out. A counter becomes its increase a second, a
+    histogram the mean of what it saw, info metrics are left out. Raises StoreError as `RunFile.buckets` does.
     """
-    stored = dict(run.buckets(since, points))
+    stored = dict(run.buckets(max(0.0, since - RATE_SECONDS), points))
     found: list[Curve] = []
     for key, buckets in stored.items():
         metric, _, part = key[0].partition("#")
         spec = CATALOGUE.get(metric) if metric in CATALOGUE else None
-        if spec is None or spec.instrument == "info" or part == "count":
+        if spec is None or spec.instrument == "info" or part == "count" or not buckets:
             continue
+        rows: Iterator[_Row]
+        total: float | None = None
         if part == "sum":
-            found.append(_means(metric, key, buckets, stored.get((f"{metric}#count", key[1]), [])))
+            rows = _means(buckets, stored.get((f"{metric}#count", key[1]), []))
         elif spec.instrument == "counter":
-            found.append(_rates(metric, key, buckets))
+            rows, total = _rates(buckets), _finite(buckets[-1].last)
         else:
-            found.append(_plain(metric, key, buckets))
-    return [curve for curve in found if curve["time"]]
-
-
-def _curve(
-    metric: str, key: Key, rows: Iterable[tuple[float, float | None, float | None, float | None]]
-) -> Curve:
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
-    time, mean, low, high = columns
-    return {"metric": metric, "labels": dict(key[1]), "time": time, "mean": mean, "low": low, "high": high}
-
-
-def _plain(metric: str, key: Key, buckets: list[Bucket]) -> Curve:
-    return _curve(
-        metric, key, ((one.start, _finite(one.mean), _finite(one.low), _finite(one.high)) for one in buckets)
-    )
-
-
-def _rates(metric: str, key: Key, buckets: list[Bucket]) -> Curve:
-    """Increase a second from bucket to bucket; nothing where the counter began anew."""
-    rows = []
-    for one, two in pairwise(buckets):
-        if one.last is None or two.last is None:
+            rows = ((one.start, _finite(one.mean), _finite(one.low), _finite(one.high)) for one in buckets)
+        seconds = buckets[-1].seconds
+        columns = [list(column) for column in zip(*(r for r in rows if r[0] + seconds > since), strict=True)]
+        if not columns:
             continue
-        rate = (two.last - one.last) / (two.start - one.start)
-        shown = _finite(rate) if rate >= 0 else None
-        rows.append((two.start, shown, shown, shown))
-    return _curve(metric, key, rows)
+        time, mean, low, high = columns
+        found.append(
+            {"metric": metric, "labels": dict(key[1]), "time": time, "mean": mean, "low": low, "high": high,
+             "seconds": seconds, "total": total, "odd": _odd(buckets[-1].last)}
+        )  # fmt: skip
+    return found
 
 
-def _means(metric: str, key: Key, sums: list[Bucket], counts: list[Bucket]) -> Curve:
+def _rates(buckets: Iterable[Bucket]) -> Iterator[_Row]:
+    """Increase a second, over `RATE_SECONDS`; nothing where the counter began anew."""
+    known: list[tuple[float, float]] = []
+    first = 0
+    for one in buckets:
+        if one.last is None:
+            continue
+        if known and one.last < known[-1][1]:
+            known, first = [], 0
+        known.append((one.start, one.last))
+        while first < len(known) - 2 and known[first][0] < one.start - RATE_SECONDS:
+            first += 1
+        if first < len(known) - 1:
+            time, value = known[first]
+            shown = _finite((one.last - value) / (one.start - time))
+            yield one.start, shown, shown, shown
+
+
+def _means(sums: list[Bucket], counts: list[Bucket]) -> Iterator[_Row]:
     """Mean of what a histogram saw from bucket to bucket."""
     seen = {one.start: one.last or 0.0 for one in counts}
-    rows = []
     for one, two in pairwise(sums):
         more = seen.get(two.start, math.nan) - seen.get(one.start, math.nan)
         if one.last is None or two.last is None or not more > 0:
             continue
         mean = _finite((two.last - one.last) / more)
-        rows.append((two.start, mean, mean, mean))
-    return _curve(metric, key, rows)
+        yield two.start, mean, mean, mean
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
+
+
+def _odd(value: float | None) -> str:
+    """The store keeps NaN as None."""
+    if value is None:
+        return "NaN"
+    return "" if math.isfinite(value) else "+Inf" if value > 0 else "-Inf"

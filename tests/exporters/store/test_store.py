@@ -310,6 +310,26 @@ class TestCurves:
         assert found["optwatch.step_duration"]["mean"] == [0.25] * 9
         assert "optwatch.run" not in found
 
+    def test_rates_are_over_more_than_a_second(self) -> None:
+        """A step every three seconds is no zero between ones; what is asked for later agrees with the whole."""
+        with closing(RunFile(None)) as run:
+            for i in range(120):
+                run.add(
+                    1e9 + i,
+                    [(("optwatch.steps", (("rank", "0"),)), float(i // 3 if i < 60 else i // 3 - 20))],
+                )
+            (whole,) = curves(run)
+            (part,) = curves(run, 1e9 + 100)
+        rates = dict(zip(whole["time"], whole["mean"], strict=True))
+        settled = [rate for time, rate in rates.items() if (time - 1e9) % 60 >= 15]
+        assert all(rate == pytest.approx(1 / 3, abs=0.07) for rate in settled)
+        assert all(rate is not None and rate >= 0 for rate in rates.values())
+        assert 1e9 + 60 not in rates  # the counter began anew
+        assert dict(zip(part["time"], part["mean"], strict=True)) == {
+            time: rate for time, rate in rates.items() if time >= 1e9 + 100
+        }
+        assert (whole["total"], whole["odd"]) == (19.0, "")
+
     def test_thinning_keeps_extremes(self, clock: Clock) -> None:
         """A spike of one second is still there among few points."""
         store = LocalStore(None, clock=clock)
