@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import socket
 import statistics
 import subprocess
 import sys
@@ -60,6 +61,7 @@ LIMITS = {
     "series": (None, "", "series in the scrape"),
     "series_of_a_rank": (300.0, "", "series of the rank that has most"),
     "board_kib": (None, "KiB", "size of a board"),
+    "exit_seconds": (2.0, "s", "from SIGTERM to the end of the process, with a collector that never answers"),
     "churn_jobs": (None, "", "jobs of two ranks in a simulated day, a new one every ten minutes"),
     "churn_growth_mb": (1.0, "MB", "resident memory after that day, over that after its first three hours"),
     "churn_ranks_most": (None, "", "ranks that were served at once, at most"),
@@ -186,6 +188,26 @@ def measure_agent(directory: Path, seconds: float) -> dict[str, float]:
             process.kill()
             process.wait()
         log.close()
+
+
+def measure_exit(directory: Path) -> dict[str, float]:
+    """The end of an agent that has snapshots for a collector which takes connections and says nothing."""
+    directory.mkdir(mode=0o700)
+    publisher(BoardWriter.create(directory, schema(0)), full=True)(1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        agent = subprocess.Popen(
+            [sys.executable, "-m", "optwatch.agent", "--dir", directory, "--port", "0", "--store", directory / "store",
+             "--otlp-endpoint", endpoint, "--otlp-interval", "0.1"],
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        while not find_agent(directory):
+            time.sleep(0.01)
+        time.sleep(2)  # the queue is full
+        started = time.perf_counter()
+        agent.terminate()
+        agent.wait()
+        return {"exit_seconds": time.perf_counter() - started}
 
 
 def crowd(url: str, rounds: int) -> list[float]:
@@ -318,7 +340,12 @@ def main() -> int:
         if options.churn:
             print(json.dumps(churn(Path(name))))
             return 0
-        found = {**measure_board(Path(name)), **measure_agent(Path(name), options.seconds), **measure_churn()}
+        found = {
+            **measure_board(Path(name)),
+            **measure_agent(Path(name), options.seconds),
+            **measure_exit(Path(name, "exit")),
+            **measure_churn(),
+        }
     RESULTS.mkdir(exist_ok=True)
     limits = {name: limit for name, (limit, _, _) in LIMITS.items() if limit is not None}
     facts = {

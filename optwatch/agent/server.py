@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import json
 import logging
@@ -195,7 +196,9 @@ class Server(ThreadingMixIn, TCPServer):
     def start(self) -> None:
         """Serve from a thread until `shutdown`."""
         self._serving = True
-        threading.Thread(target=self.serve_forever, name="optwatch-http", daemon=True).start()
+        # It looks so often whether it is to end.
+        serve = functools.partial(self.serve_forever, poll_interval=0.1)
+        threading.Thread(target=serve, name="optwatch-http", daemon=True).start()
 
     def stop(self) -> None:
         """Serve no more and let go of the port."""

@@ -126,7 +126,7 @@ class Agent:
         self._stopping.set()
 
     def close(self) -> None:
-        """Stop serving, send the last values and let go of everything; takes little more than 2 s at most."""
+        """Stop serving, send the last values and let go of everything; takes 2 s at most."""
         self._stopping.set()
         if self._server is not None:
             self._server.stop()

@@ -30,7 +30,7 @@ _QUEUE = (
     8  # snapshots that wait while the collector does not answer; all values are cumulative or of one moment
 )
 _BATCH = 4000  # points a request: gRPC's receivers take 4 MiB
-_EXIT_SECONDS = 2.0
+_EXIT_SECONDS = 1.5  # the agent has 2 s for all of its end
 _REASONS = ("refused", "overflow")
 
 
@@ -110,7 +110,7 @@ class OtlpExporter:
             yield "optwatch.otlp_failures", Point({"reason": reason}, float(count), self._started)
 
     def close(self) -> None:
-        """Send what is left, for at most 2 s; what then still waits is lost, and said."""
+        """Send what is left, for at most 1.5 s; what then still waits is lost, and said."""
         end = time.monotonic() + _EXIT_SECONDS
         with self._news:
             while (self._queue or self._busy) and (left := end - time.monotonic()) > 0:

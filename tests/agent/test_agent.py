@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from optwatch.board import (
     TensorInfo,
     find_agent,
 )
+from optwatch.board.run import run_facts
 from optwatch.exporters.otlp_data import Translator
 from optwatch.metrics.catalogue import CATALOGUE
 
@@ -82,6 +84,25 @@ def test_values_come_through(tmp_path: Path) -> None:
             assert scrape(url).one("optwatch_step") == 9
 
         eventually(newer)
+
+
+def test_where_a_run_is_is_told_once(tmp_path: Path) -> None:
+    """Job, pod and host are on the run's info metric and on no other series."""
+    where = {
+        "SLURM_JOB_ID": "4711",
+        "POD_NAME": "trainer-0",
+        "RANK": "3",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+    }
+    facts = run_facts("run", where)
+    BoardWriter.create(tmp_path, replace(schema(), run={**facts, "replicas": 4}))
+    with agent(tmp_path) as (url, _):
+        (info,) = [s for s in scrape(url).samples if s.name == "optwatch_run_info"]
+        others = [s for s in scrape(url).samples if {"job_id", "pod", "host"} & s.labels.keys()]
+    expected = {"job_id": "4711", "pod": "trainer-0", "host": socket.gethostname(), "world_size": "8"}
+    assert {**info.labels, **expected, "rank": "3", "local_rank": "1", "replicas": "4"} == info.labels
+    assert [s.name for s in others] == ["optwatch_run_info"]
 
 
 def test_every_series_is_in_the_catalogue(tmp_path: Path) -> None:
