@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import sqlite3
@@ -12,6 +13,8 @@ from optwatch.exporters.store import LocalStore, StoreError, curves
 from optwatch.pages import live_page
 
 log = logging.getLogger("optwatch.agent")
+
+_MOST_POINTS, _LEAST_POINTS, _ALL_POINTS = 600, 60, 100_000
 
 _LATEST = 1e11  # seconds; far beyond any clock, and still a number that can be counted with
 
@@ -46,8 +49,16 @@ class HistoryPages:
         run = self._store.runs.get(name)
         if run is None:
             return Response.text(404, "no such run is served; see /api/runs")
+        # The points of all curves together are bounded, and none is kept longer than it takes to write it down: on a
+        # node with many ranks a run has thousands of curves, and the agent little memory.
+        points = min(_MOST_POINTS, max(_LEAST_POINTS, _ALL_POINTS // max(1, run.width)))
         try:
-            return Response.json({"run": name, "curves": curves(run, since)})
+            parts = b",".join(_encoded(curve) for curve in curves(run, since, points))
+            return Response(200, "application/json", b'{"run":%b,"curves":[%b]}\n' % (_encoded(name), parts))
         except (sqlite3.Error, StoreError) as error:  # such as a run that ended meanwhile
             log.info("the history of %s cannot be shown: %s", name, error)
             return Response.text(503, "the history of this run cannot be read now")
+
+
+def _encoded(value: object) -> bytes:
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()

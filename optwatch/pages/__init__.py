@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+from collections.abc import Iterable
 from functools import cache
 from importlib.resources import files
 from string import Template
@@ -28,9 +29,9 @@ def live_page() -> bytes:
     return _page("optwatch", {"live": True, **_catalogue()})
 
 
-def report_page(run_id: str, facts: dict[str, str], curves: list[Curve]) -> bytes:
+def report_page(run_id: str, facts: dict[str, str], curves: Iterable[Curve]) -> bytes:
     """One stored run as a page that can be mailed or kept."""
-    data = {"live": False, "run": run_id, "facts": facts, "curves": curves}
+    data = {"live": False, "run": run_id, "facts": facts, "curves": list(curves)}
     return _page(f"{run_id} - optwatch report", {**data, **_catalogue()})
 
 

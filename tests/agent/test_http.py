@@ -22,9 +22,12 @@ from board_samples import Feed, schema
 from optwatch.agent import server
 from optwatch.agent.boards import Boards
 from optwatch.agent.election import Election
+from optwatch.agent.history import HistoryPages
 from optwatch.agent.service import Agent
 from optwatch.agent.settings import Settings
 from optwatch.board import BoardWriter
+from optwatch.exporters.base import Point
+from optwatch.exporters.store import LocalStore
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -202,6 +205,23 @@ def test_senseless_questions(address: str, question: str, status: int) -> None:
     head, _, body = talk(address, f"GET {question} HTTP/1.1\r\n\r\n".encode()).partition(b"\r\n\r\n")
     assert int(head.split()[1]) == status
     assert status == 200 or (body.count(b"\n") == 1 and len(body) < 200)
+
+
+def test_the_history_of_many_series_is_bounded(tmp_path: Path) -> None:
+    """Thousands of curves share the points that one answer has; each keeps its extremes."""
+    now = 1e9
+    store = LocalStore(tmp_path, clock=lambda: now)
+    labels = [{"run_id": "run", "rank": str(rank)} for rank in range(1000)]
+    run = {"optwatch.run": [Point(labels[0], 1.0)], "optwatch.rank_up": [Point(one, 1.0) for one in labels]}
+    for second in range(200):
+        now += 1
+        store.accept(run | {"optwatch.loss": [Point(one, 5.0 if second == 77 else 1.0) for one in labels]})
+    answer = HistoryPages(store).pages["/api/history"](server.Request("", {"run": "run"}))
+    store.close()
+    found = json.loads(answer.body)["curves"]
+    assert len(found) == 2000
+    assert sum(len(curve["time"]) for curve in found) <= 120_000
+    assert all(max(c["high"]) == 5.0 for c in found if c["metric"] == "optwatch.loss")
 
 
 def test_a_page_that_fails_is_500() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import TypedDict
 
-from optwatch.exporters.store.runfile import Bucket, RunFile
+from optwatch.exporters.store.runfile import Bucket, Key, RunFile
 from optwatch.metrics.catalogue import CATALOGUE
 
 #: Over so much time, or one bucket, a counter's increase is averaged: most of a second's buckets hold no step at all.
@@ -31,37 +31,35 @@ class Curve(TypedDict):
     odd: str  # "NaN", "+Inf" or "-Inf" where the newest value is that, which no number of JSON is; else ""
 
 
-def curves(run: RunFile, since: float = 0.0, points: int = 600) -> list[Curve]:
-    """Curves of every metric of the catalogue that the run has, thinned to about so many points each.
+def curves(run: RunFile, since: float = 0.0, points: int = 600) -> Iterator[Curve]:
+    """Curves of every metric of the catalogue that the run has, thinned to about so many points each, one at a time.
 
     Buckets that ended before the Unix time ``since`` are left out. A counter becomes its increase a second, a
     histogram the mean of what it saw, info metrics are left out. Raises StoreError as `RunFile.buckets` does.
     """
-    stored = dict(run.buckets(max(0.0, since - RATE_SECONDS), points))
-    found: list[Curve] = []
-    for key, buckets in stored.items():
+    sums: dict[Key, list[Bucket]] = {}  # of histograms; their counts are the series that follow
+    for key, buckets in run.buckets(max(0.0, since - RATE_SECONDS), points):
         metric, _, part = key[0].partition("#")
         spec = CATALOGUE.get(metric) if metric in CATALOGUE else None
-        if spec is None or spec.instrument == "info" or part == "count" or not buckets:
+        if spec is None or spec.instrument == "info" or not buckets:
             continue
         rows: Iterator[_Row]
         total: float | None = None
         if part == "sum":
-            rows = _means(buckets, stored.get((f"{metric}#count", key[1]), []))
+            sums[metric, key[1]] = buckets
+            continue
+        if part == "count":
+            rows = _means(sums.pop((metric, key[1]), []), buckets)
         elif spec.instrument == "counter":
             rows, total = _rates(buckets), _finite(buckets[-1].last)
         else:
             rows = ((one.start, _finite(one.mean), _finite(one.low), _finite(one.high)) for one in buckets)
         seconds = buckets[-1].seconds
         columns = [list(column) for column in zip(*(r for r in rows if r[0] + seconds > since), strict=True)]
-        if not columns:
-            continue
-        time, mean, low, high = columns
-        found.append(
-            {"metric": metric, "labels": dict(key[1]), "time": time, "mean": mean, "low": low, "high": high,
-             "seconds": seconds, "total": total, "odd": _odd(buckets[-1].last)}
-        )  # fmt: skip
-    return found
+        if columns:
+            time, mean, low, high = columns
+            yield {"metric": metric, "labels": dict(key[1]), "time": time, "mean": mean, "low": low, "high": high,
+                   "seconds": seconds, "total": total, "odd": _odd(buckets[-1].last)}  # fmt: skip
 
 
 def _rates(buckets: Iterable[Bucket]) -> Iterator[_Row]:

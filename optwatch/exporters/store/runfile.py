@@ -191,6 +191,11 @@ class RunFile:
         with self._guard, self._reading():
             return {str(name): str(value) for name, value in self._database.execute("SELECT * FROM facts")}
 
+    @property
+    def width(self) -> int:
+        """How many series there are."""
+        return len(self._series)
+
     def buckets(self, since: float = 0.0, points: int | None = None) -> Iterator[tuple[Key, list[Bucket]]]:
         """Every series with its buckets that end after a Unix time, oldest first.
 
