@@ -28,7 +28,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TypeAlias
 
@@ -37,8 +36,9 @@ import torch
 import optwatch
 from benchmarks.faults_report import Round, Times, band, report, summary
 from optwatch.board import SUFFIX, find_agent
+from optwatch.hooks import session
 from optwatch.hooks.launch import wait_for_agent
-from optwatch.hooks.watch import Watch
+from optwatch.hooks.session import Watch
 from optwatch.optim import AdamW
 
 RESULTS = Path(__file__).parent / "results"
@@ -344,7 +344,7 @@ def main() -> int:
     options = parser.parse_args()
     os.environ["OPTWATCH_STORE"] = "off"
     torch.set_num_threads(1)  # the agents and what troubles them need a core
-    import_module("optwatch.hooks.watch").AGENT_CHECK = AGENT_CHECK  # type: ignore[attr-defined]
+    session.AGENT_CHECK = AGENT_CHECK
     warnings.filterwarnings("ignore", "optwatch: ", RuntimeWarning)
     found = {name: summary(done) for name, done in measure(options.steps, options.rounds).items()}
     missing = [name for name in FAULTS if name not in found]

@@ -213,7 +213,7 @@ def test_the_history_of_many_series_is_bounded(tmp_path: Path) -> None:
     store = LocalStore(tmp_path, clock=lambda: now)
     labels = [{"run_id": "run", "rank": str(rank)} for rank in range(1000)]
     run = {"optwatch.run": [Point(labels[0], 1.0)], "optwatch.rank_up": [Point(one, 1.0) for one in labels]}
-    for second in range(200):
+    for second in range(100):
         now += 1
         store.accept(run | {"optwatch.loss": [Point(one, 5.0 if second == 77 else 1.0) for one in labels]})
     answer = HistoryPages(store).pages["/api/history"](server.Request("", {"run": "run"}))
