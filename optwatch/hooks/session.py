@@ -102,6 +102,7 @@ class Watch:
             self._add(found)
 
     def _add(self, found: Sequence[torch.optim.Optimizer]) -> None:
+        self._forget_the_dead()
         try:
             self._allocator.add(p for o in found for group in o.param_groups for p in group["params"])
         except Exception as error:  # without its figures the rest can still be watched
@@ -236,7 +237,7 @@ class Watch:
 
     def _guarded(self, function: Callable[..., None]) -> Callable[..., None]:
         """``function``, with whatever it raises turned into one warning and the end of watching."""
-        quiet = _uncompiled(function)
+        quiet = uncompiled(function)
 
         def call(*args: object) -> None:
             if self._publisher is None or self.pid != os.getpid():
@@ -257,8 +258,7 @@ class Watch:
         with self._alone():
             if self._publisher is None:
                 return
-            if not all(one.alive for one in self._probes):
-                self._forget_the_dead()
+            self._forget_the_dead()
             self._context.overhead = self._spent + sum(one.overhead for one in self._probes)
             if probe is self._probes[0]:
                 self._context.stepped()
@@ -283,7 +283,8 @@ class Watch:
             self._publisher.changed()
 
     def _forget_the_dead(self) -> None:
-        assert self._publisher is not None
+        if self._publisher is None:
+            return
         for probe in [one for one in self._probes if not one.alive]:
             self._spent += probe.overhead
             self._probes.remove(probe)
@@ -334,7 +335,7 @@ class Watch:
         self.close("finished" if raised is None or isinstance(raised, SystemExit) else "failed")
 
 
-def _uncompiled(function: Callable[..., None]) -> Callable[..., None]:
+def uncompiled(function: Callable[..., None]) -> Callable[..., None]:
     """``function`` and what it calls, not compiled where a compiled step calls it; no compiler is imported for it."""
     disabled: Callable[..., None] | None = None
 

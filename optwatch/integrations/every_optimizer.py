@@ -20,7 +20,7 @@ import torch
 from optwatch.board import board_directory, board_name
 from optwatch.board.run import run_facts
 from optwatch.hooks.distributed import rank_facts
-from optwatch.hooks.session import Watch
+from optwatch.hooks.session import Watch, uncompiled
 from optwatch.hooks.watch import DEFAULT_EVERY, begin, current
 
 #: Settings of ``optwatch run`` for the processes under it, in JSON: "every", "agent".
@@ -31,8 +31,7 @@ _seen: weakref.WeakKeyDictionary[torch.optim.Optimizer, Watch] = weakref.WeakKey
 _failed_in: int | None = None  # the process in which watching has ended before its time
 
 
-def before_step(optimizer: torch.optim.Optimizer) -> None:
-    """Called before each step of any optimizer; watches it from this very step on."""
+def _before_step(optimizer: torch.optim.Optimizer) -> None:
     watch = current()
     if (watch is not None and _seen.get(optimizer) is watch) or _failed_in == os.getpid():
         return
@@ -42,6 +41,10 @@ def before_step(optimizer: torch.optim.Optimizer) -> None:
             _take(optimizer, watch)
         except Exception as error:  # noqa: BLE001 - law: watching never raises into step()
             _fail(f"{type(error).__name__}: {error}")
+
+
+#: Called before each step of any optimizer; watches it from this very step on. No compiled step takes it in.
+before_step = uncompiled(_before_step)
 
 
 def _take(optimizer: torch.optim.Optimizer, watch: Watch | None) -> None:

@@ -88,9 +88,12 @@ def names() -> list[str]:
 
 
 class Training:
-    """A small model with an optimizer of this name; the weight is large enough for 8-bit state."""
+    """A small model with an optimizer of this name; the weight is large enough for 8-bit state.
 
-    def __init__(self, name: str) -> None:
+    ``options`` are given to the optimizer besides what it cannot do without.
+    """
+
+    def __init__(self, name: str, **options: Any) -> None:
         torch.manual_seed(0)
         self.name, self.short = name, name.rpartition(".")[2]
         kind = getattr(PACKAGES[name.rpartition(".")[0]], self.short)
@@ -104,9 +107,11 @@ class Training:
         params: Any = [p for p in self.model.parameters() if p.requires_grad]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.optimizer = self._make(kind, params)
+            self.optimizer = self._make(kind, params, options)
 
-    def _make(self, kind: Callable[..., torch.optim.Optimizer], params: Any) -> torch.optim.Optimizer:
+    def _make(
+        self, kind: Callable[..., torch.optim.Optimizer], params: Any, options: dict[str, Any]
+    ) -> torch.optim.Optimizer:
         package = self.name.rpartition(".")[0]
         if package == "pytorch_optimizer" and self.short in AROUND:
             made = kind(torch.optim.AdamW(params, lr=1e-3))
@@ -122,7 +127,7 @@ class Training:
         arguments = ARGUMENTS.get(self.name)
         if arguments is None:
             arguments = {} if package == "pytorch_optimizer" else {"lr": 1e-3}
-        return kind(params, **arguments)
+        return kind(params, **arguments, **options)
 
     def step(self) -> None:
         """One step on random data."""

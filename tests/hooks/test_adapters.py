@@ -127,7 +127,17 @@ READ = {
     "torchao.AdamW4bit": {"exp_avg": "torchao 4-bit", "exp_avg_sq": "torchao 4-bit"},
     "torchao.AdamWFp8": {"exp_avg": "torchao fp8", "exp_avg_sq": "torchao fp8"},
     "pytorch_optimizer.AdaBelief": {"exp_avg": "float32", "exp_avg_var": "float32"},
+    # The second moment of a matrix is kept as rows and columns: only what all parameters have is a slot of the table.
+    "transformers.Adafactor": {"exp_avg": "float32"},
 }
+#: What makes an optimizer keep them.
+OPTIONS = {"transformers.Adafactor": {"beta1": 0.9}}
+
+
+def test_every_adapter_is_read() -> None:
+    """None is registered without a row; ours count what their kernels do in tests/kernels."""
+    packages = {name.rpartition(".")[0] for name in READ}
+    assert packages | {"optwatch"} == {adapter.name for adapter in ADAPTERS}
 
 
 def reference(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -152,7 +162,7 @@ def reference(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> dict[str
 @pytest.mark.parametrize("name", READ)
 def test_statistics_equal_float64_sums(name: str) -> None:
     """Every field that can be had, to 1e-4, for every tensor, small ones with fp32 state included."""
-    training = registries.Training(name)
+    training = registries.Training(name, **OPTIONS.get(name, {}))
     optimizer = training.optimizer
     foreign = Foreign(adapter_for(optimizer))
     for step in (1, 2, 3):

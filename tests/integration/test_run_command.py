@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,19 +17,32 @@ pytestmark = pytest.mark.integration
 
 SCRIPT = """
 import hashlib, multiprocessing, os, sys, torch
+from bitsandbytes.optim import AdamW8bit
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-
-def train(seed, workers=0):
+from optwatch.optim import Lion
+{imports}
+def train(seed, workers=0, compiled=False):
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16))
-    main, other = torch.optim.AdamW(model[0].parameters()), torch.optim.SGD(model[2].parameters(), lr=0.1)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 300))
+    optimizers = [
+        torch.optim.AdamW(model[0].parameters()), torch.optim.SGD(model[2].parameters(), lr=0.1),
+        Lion([model[4].weight], lr=1e-3, state="int8"), AdamW8bit([model[4].bias], min_8bit_size=1),
+    ]
+    {watch}
+    steps = [one.step for one in optimizers]
+    call = model
+    if compiled:
+        call = torch.compile(model, backend="eager")
+        steps[:3] = [torch.compile(step, backend="eager") for step in steps[:3]]
     data = DataLoader(TensorDataset(torch.randn(40, 16)), batch_size=8, num_workers=workers)
     for _ in range(2):
         for (x,) in data:
-            model(x).square().mean().backward()
-            main.step(); other.step()
-            main.zero_grad(); other.zero_grad()
+            call(x).square().mean().backward()
+            for step in steps:
+                step()
+            model.zero_grad()
+    {close}
     raw = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
     print(hashlib.sha256(raw).hexdigest())
 
@@ -36,11 +50,21 @@ if __name__ == "__main__":
     print("out", sys.argv[1:], sys.path[1:], sorted(sys.modules.get("sitecustomize").__dict__.get("mine", [])))
     print("err", file=sys.stderr)
     train(0, workers=2)
+    train(0, compiled=True)
     child = multiprocessing.get_context("fork").Process(target=train, args=(1,))
     child.start(); child.join()
     sys.stdout.flush()
     sys.exit(7)
 """
+PLAIN = SCRIPT.format(imports="", watch="", close="")
+#: The same with one line, and one more because there are three trainings.
+WATCHED = SCRIPT.format(
+    imports="import optwatch",
+    watch="watch = optwatch.watch("
+    'optimizers, run_id=f"line-{os.getpid()}-{compiled}", every=3, shadow=0.5, agent=False)',
+    close="watch.close()",
+)
+STEPS = {"AdamW": 10, "SGD": 10, "Lion": 10, "AdamW8bit": 10}
 
 
 def run(command: list[str], cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -53,7 +77,8 @@ def run(command: list[str], cwd: Path, **environment: str) -> subprocess.Complet
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A directory with a script, and a ``sitecustomize`` of the user's own on the path."""
-    (tmp_path / "train.py").write_text(SCRIPT)
+    (tmp_path / "train.py").write_text(PLAIN)
+    (tmp_path / "watched.py").write_text(WATCHED)
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "sitecustomize.py").write_text('mine = ["here"]\n')
     (tmp_path / "boards").mkdir(mode=0o700)
@@ -71,26 +96,50 @@ def boards(place: Path) -> list[BoardReader]:
     return [BoardReader(path) for path in sorted((place / "boards").glob("*.board"))]
 
 
+@pytest.mark.slow
 def test_nothing_about_the_script_changes(place: Path) -> None:
-    """Weights, output, exit code, path and the user's own sitecustomize, with forked workers and a forked trainer."""
-    command = [sys.executable, "train.py", "--lr", "1"]
+    """Weights, output, exit code, path and one's own sitecustomize: under `optwatch run`, with `watch()`, with both.
+
+    Optimizers of ours and of others are stepped beside forked workers, compiled, and in a forked trainer.
+    """
     path = os.pathsep.join([str(place / "own"), os.environ.get("PYTHONPATH", "")])
-    plain = run(command, place, PYTHONPATH=path)
+    given = {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPTWATCH_DIR": str(place / "boards")}
+    plain = run([sys.executable, "train.py", "--lr", "1"], place, **given)
     assert plain.returncode == 7, plain.stderr
-    watched = run([*optwatch(place), *command], place, PYTHONPATH=path)
-    assert (watched.stdout, watched.stderr, watched.returncode) == (plain.stdout, plain.stderr, 7)
     assert "here" in plain.stdout
-    # The trainer and its forked child, with both optimizers each; no board of a worker.
-    found = boards(place)
-    assert len(found) == 2
-    for reader in found:
-        steps = {
-            series.labels["optimizer"]: value
-            for series, value in zip(reader.schema.counters, reader.live().counters, strict=True)
-            if series.name == "optwatch.steps"
-        }
-        assert steps == {"AdamW": 10, "SGD": 10}
-    assert not (place / "boards" / "run.log").exists()
+    for options, script, boards_made in (
+        (
+            optwatch(place),
+            "train.py",
+            2,
+        ),  # the process has one board for both of its trainings, its child another
+        ([], "watched.py", 3),
+        (optwatch(place), "watched.py", 3),
+    ):
+        for board in (place / "boards").iterdir():
+            board.unlink()
+        done = run([*options, sys.executable, script, "--lr", "1"], place, **given)
+        assert (done.stdout, done.returncode) == (plain.stdout, 7), (options, script, done.stderr)
+        assert without_times(done.stderr) == without_times(plain.stderr)
+        found = boards(place)
+        assert len(found) == boards_made, (options, script)
+        steps = [counted(reader) for reader in found]
+        assert all(one == STEPS for one in steps), steps
+        assert not (place / "boards" / "run.log").exists()
+
+
+def without_times(text: str) -> str:
+    """What torch logs in compiling has the time and the process in front."""
+    return re.sub(r"(?m)^([VIWE])\d{4} [\d:.]+ \d+ ", r"\1 ", text)
+
+
+def counted(reader: BoardReader) -> dict[str, float]:
+    """Steps by optimizer."""
+    return {
+        series.labels["optimizer"]: value
+        for series, value in zip(reader.schema.counters, reader.live().counters, strict=True)
+        if series.name == "optwatch.steps"
+    }
 
 
 def test_names_come_from_the_model(place: Path) -> None:

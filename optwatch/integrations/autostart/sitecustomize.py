@@ -57,6 +57,9 @@ def _before_step(optimizer: Any, *_: object) -> None:
     _before(optimizer)
 
 
+_before_step._torchdynamo_disable = True  # type: ignore[attr-defined]  # noqa: SLF001 - a compiled step just calls it
+
+
 def _nothing(_: object) -> None:
     """Do nothing."""
 
