@@ -181,14 +181,17 @@ def check(
 
 
 @cli.command()
-@click.argument("run", required=False)
+@click.argument("run", metavar="[STORED_RUN]", required=False)
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The page.  [default: RUN.html]"
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The page.  [default: ID.html]",
 )
 def report(run: str | None, output: Path | None) -> None:
     """Write a stored run as one self-contained HTML page with plots.
 
-    RUN is a run id, the beginning of one, or a file of the local store; by default the newest run.
+    STORED_RUN is a run id, the beginning of one, or a file of the local store; by default the newest run.
     """
     from optwatch.cli.history import write_report
 
@@ -196,14 +199,14 @@ def report(run: str | None, output: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("run", required=False)
+@click.argument("run", metavar="[STORED_RUN]", required=False)
 @click.option("--csv", "kind", flag_value="csv", help="Comma-separated values, by default to stdout.")
 @click.option("--parquet", "kind", flag_value="parquet", help="Parquet; needs pyarrow and -o.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="The file.")
 def export(run: str | None, kind: str | None, output: Path | None) -> None:
     """Hand the history of a stored run on as a table, a row for each series and stretch of time.
 
-    RUN is as for `optwatch report`.
+    STORED_RUN is as for `optwatch report`.
     """
     from optwatch.cli.history import write_csv, write_parquet
 

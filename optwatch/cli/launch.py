@@ -35,6 +35,10 @@ def run_command(
     command: Sequence[str], *, every: int, run_id: str | None, directory: str | None, agent: bool
 ) -> None:
     """Replace this process with ``command``: exit code, signals and terminal are then its own. Raises LaunchError."""
+    if directory == "":
+        raise click.UsageError("--dir is empty: expected a directory")
+    if not command[0]:
+        raise NotFoundError("the command is empty: expected a program and its arguments")
     if directory is not None:
         os.environ[DIRECTORY] = str(Path.cwd() / directory)
     try:

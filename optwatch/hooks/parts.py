@@ -6,12 +6,12 @@ Each part ends alone: an error in it is counted, said once, and costs nothing bu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
 
-from optwatch.hooks.adapters import adapter_for
+from optwatch.hooks.adapters import ADAPTERS, UNKNOWN, Adapter
 from optwatch.hooks.blocks import ABSENT, Blocks
 from optwatch.hooks.foreign import Foreign
 from optwatch.hooks.tabulation import Naming, Replicas, Tabulation
@@ -53,8 +53,9 @@ class Parts:
         sampling: Sampling, warn: Callable[[str], None],
     ) -> None:  # fmt: skip
         self.errors = 0
-        self.adapter = adapter_for(optimizer)
         self._name, self._warn = name, warn
+        self.adapter = self._find(optimizer)
+        self._names: Mapping[str, str] | None = None
         own = isinstance(optimizer, Optimizer)
         self._foreign = None if own else Foreign(self.adapter)
         self._sampled: list[_Sampled] = []
@@ -69,6 +70,26 @@ class Parts:
             shadow = Blocks(self.adapter, sampling.shadow, keep=True, what_if=sampling.what_if)
             add(SHADOW, 1 + len(sampling.what_if), shadow)
         self.sources = [tabulation for sampled in self._sampled for tabulation in sampled.tabulations]
+
+    def _find(self, optimizer: torch.optim.Optimizer) -> Adapter:
+        """The adapter that knows the optimizer; one that fails in looking at it does not."""
+        for adapter in ADAPTERS:
+            try:
+                if adapter.knows(optimizer):
+                    return adapter
+            except Exception as error:
+                self._failed("statistics", adapter, error)
+        return UNKNOWN
+
+    def slot_of(self, optimizer: torch.optim.Optimizer) -> Mapping[str, str]:
+        """The slot that each key of a parameter's state belongs to, as far as the adapter can tell."""
+        if self._names is None:
+            try:
+                self._names = self.adapter.slot_of(optimizer)
+            except Exception as error:
+                self._failed("names of slots", self.adapter, error)
+                self._names = {}
+        return self._names
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -126,7 +147,6 @@ class Parts:
         try:
             return function(*arguments)
         except Exception as error:  # of whatever kind: the rest goes on
-            self.errors += 1
             if isinstance(part, Foreign):
                 self._foreign = None
             else:
@@ -134,8 +154,13 @@ class Parts:
                 for tabulation in part.tabulations:
                     tabulation.clear()
             what = "statistics" if isinstance(part, Foreign) else "errors of stored state"
-            self._warn(
-                f"{what} of {self._name} are no longer taken, bytes and durations are: the adapter for "
-                f"{self.adapter.name} raised {type(error).__name__}: {error}"
-            )
+            self._failed(what, self.adapter, error)
             return None
+
+    def _failed(self, what: str, adapter: Adapter, error: Exception) -> None:
+        """Count an error in an adapter, and say what it costs."""
+        self.errors += 1
+        self._warn(
+            f"{what} of {self._name} are no longer taken, bytes and durations are: the adapter for {adapter.name} "
+            f"raised {type(error).__name__}: {error}"
+        )

@@ -61,7 +61,7 @@ class Probe:
         self._layouts: tuple[StatsLayout, ...] = ()
         self._main = Tabulation(name, naming, replicas)
         self._parts = Parts(optimizer, name, naming, replicas, sampling, warn)
-        self._sizes = Sizes(name, self._parts.adapter)
+        self._sizes = Sizes(name, self._parts.slot_of)
         self._transfer = Transfer()
         self._duration = histogram("optwatch.optimizer_step_duration")
         self._rates: SeriesValues = []

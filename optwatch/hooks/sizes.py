@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from optwatch.board import Series
-from optwatch.hooks.adapters import Adapter
 from optwatch.hooks.publisher import labelled
 from optwatch.optim import Optimizer
 from optwatch.optim.count import PLAIN, count_bytes, state_leaves, storages
 from optwatch.optim.sharded import local
 
 SeriesValues = list[tuple[Series, float]]
+#: Gives the slot that each key of a parameter's state belongs to, where that is not the key itself.
+SlotNames = Callable[[torch.optim.Optimizer], Mapping[str, str]]
 _Glance = tuple[list[int], list[int]]
 _LAYOUT = operator.attrgetter("layout")
 
@@ -24,11 +25,11 @@ _LAYOUT = operator.attrgetter("layout")
 class Sizes:
     """Counts the bytes of one optimizer's state, parameters and gradients, each when they can have changed."""
 
-    def __init__(self, name: str, adapter: Adapter) -> None:
+    def __init__(self, name: str, slots: SlotNames) -> None:
         self.state: SeriesValues = []
         self.tensors: SeriesValues = []
         self.gradients: SeriesValues = []
-        self._name, self._adapter = name, adapter
+        self._name, self._slots = name, slots
         self._glanced: _Glance | None = None
         self._seen: list[tuple[int, int, int]] = []
 
@@ -46,10 +47,10 @@ class Sizes:
         before = [series for series, _ in self.series]
         own = isinstance(optimizer, Optimizer)
         if again or (not own and self._changed(optimizer)):
-            self.state = state_series(optimizer, self._name, self._adapter)
+            self.state = state_series(optimizer, self._name, self._slots)
             full = True
         elif own and not self.state:
-            self.state = state_series(optimizer, self._name, self._adapter)
+            self.state = state_series(optimizer, self._name, self._slots)
         if full:
             self.tensors = tensor_series(optimizer, self._name, ("parameter", "parameters"))
             self.gradients = tensor_series(optimizer, self._name, ("gradient",))
@@ -83,14 +84,14 @@ def _glance(state: Mapping[Any, Any]) -> _Glance | None:
     return list(map(id, tensors)), list(map(torch.Tensor.data_ptr, tensors))
 
 
-def state_series(optimizer: torch.optim.Optimizer, name: str, adapter: Adapter) -> SeriesValues:
+def state_series(optimizer: torch.optim.Optimizer, name: str, slots: SlotNames) -> SeriesValues:
     """The bytes of the optimizer's state, as found and, for optwatch's own, as asked for."""
     if isinstance(optimizer, Optimizer):
         actual, expected = optimizer.state_bytes(), optimizer.expected_state_bytes()
     else:
         params = [param for group in optimizer.param_groups for param in group["params"]]
         leaves = state_leaves(optimizer.state)
-        actual, expected = count_bytes(leaves, adapter.slot_of(optimizer), storages(params)), {}
+        actual, expected = count_bytes(leaves, slots(optimizer), storages(params)), {}
     return [
         (
             labelled(f"optwatch.optimizer.{metric}", ("optimizer", name), *kind._asdict().items()),

@@ -156,6 +156,7 @@ def test_a_saved_metrics_page(baseline: Path, tmp_path: Path, capsys: pytest.Cap
         (["{runs}", "--run-id", "first", "--tolerance", "speed=2"], "--tolerance 'speed=2': expected NAME=VALUE"),
         (["{runs}", "--run-id", "first", "--tolerance", "overhead=-1"], "--tolerance 'overhead=-1': expected"),
         (["{runs}", "--run-id", "first", "--junit", "{tmp}/no/x.xml"], "x.xml: cannot be written: no such file"),
+        (["{runs}", "--run-id", "first", "--junit", "{tmp}/./baseline.json"], "overwrite the baseline"),
         (["{runs}", "--baseline", "{tmp}/none.json"], "none.json: cannot be read: no such file or directory"),
         (["{runs}", "--baseline", "{tmp}/broken.json"], "broken.json is not JSON"),
         (["{runs}", "--baseline", "{tmp}/other.json"], "other.json is not a baseline of version 1"),

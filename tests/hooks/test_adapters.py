@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import math
+import warnings
 import weakref
 import zipfile
 from pathlib import Path
@@ -312,26 +313,47 @@ def test_nothing_is_kept_alive(directory: Path) -> None:
     watch.close()
 
 
+@pytest.mark.parametrize("late", [True, False], ids=["after a step", "from the first"])
+@pytest.mark.parametrize("method", ["knows", "slot_of", "slots", "math"])
 def test_an_error_in_an_adapter_ends_its_statistics_only(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
+    directory: Path, monkeypatch: pytest.MonkeyPatch, method: str, late: bool
 ) -> None:
     """Counted, said once; bytes, durations and the other optimizer go on."""
     one, two = registries.Training("torch.optim.AdamW"), registries.Training("bitsandbytes.Lion8bit")
-    watch = optwatch.watch([one.optimizer, two.optimizer], every=1, directory=directory, agent=False)
-    one.step()
-    two.step()
-    monkeypatch.setattr(adapter_for(one.optimizer), "slots", lambda *_: 1 / 0)
-    with pytest.warns(RuntimeWarning, match="adapter for torch.optim raised ZeroDivisionError"):
-        one.optimizer.step()
-    for _ in range(2):
-        one.optimizer.step()  # a second warning would be an error
-        two.step()
+    adapter = adapter_for(one.optimizer)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    def step() -> None:
+        for training in (one, two):
+            training.optimizer.zero_grad()
+            training.model(torch.randn(4, 64)).square().mean().backward()
+            training.optimizer.step()
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        if not late:
+            monkeypatch.setattr(adapter, method, fail)
+        watch = optwatch.watch([one.optimizer, two.optimizer], every=1, directory=directory, agent=False)
+        step()
+        if late:
+            monkeypatch.setattr(adapter, method, fail)
+        for _ in range(3):
+            step()
+    needed = not late or method in ("slots", "math")  # the others are asked once, at the beginning
     found = published(directory)
-    assert found.counters["adapter_errors", "AdamW"] >= 1
+    ours = [str(one.message) for one in said if issubclass(one.category, RuntimeWarning)]
+    assert len(ours) == len(set(ours))
+    assert bool(ours) is needed
+    assert all("the adapter for torch.optim raised ZeroDivisionError: on purpose" in text for text in ours)
+    assert found.counters["adapter_errors", "AdamW"] == len(ours)
     assert found.counters["adapter_errors", "Lion8bit"] == 0
-    assert found.counters["steps", "AdamW"] == 4
-    assert [table.optimizer for table in found.reader.schema.tables if table.family == "step"] == ["Lion8bit"]
+    assert found.counters["steps", "AdamW"] == found.counters["steps", "Lion8bit"] == 4
     assert any(key[:2] == ("optimizer.state", "AdamW") for key in found.gauges)
+    whole = [table.optimizer for table in found.reader.schema.tables if table.family == "step"]
+    lost = needed and method in ("slots", "math")
+    assert whole == (["Lion8bit"] if lost else ["AdamW", "Lion8bit"])
     watch.close()
 
 

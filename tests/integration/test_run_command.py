@@ -220,6 +220,8 @@ def test_signals_are_the_commands(place: Path) -> None:
         (["--every", "0", "true"], 2, "0 is not in the range"),
         (["--run-id", "a b", "true"], 2, "run_id='a b'"),
         (["--dir", "/proc/nothing", "true"], 2, "cannot be made"),
+        (["--dir", "", "true"], 2, "--dir is empty: expected a directory"),
+        ([""], 127, "the command is empty: expected a program"),
     ],
 )
 def test_bad_input(place: Path, arguments: list[str], code: int, message: str) -> None:

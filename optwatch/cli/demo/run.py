@@ -113,7 +113,7 @@ def _device(name: str | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # meta devices hold no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises each of them
         reason = str(error).splitlines()[0].rstrip(".")
         raise click.ClickException(f"--device {name!r} cannot be used: {reason}") from error

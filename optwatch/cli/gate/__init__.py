@@ -25,6 +25,8 @@ def check_run(
     xml: Path | None,
 ) -> int:
     """Compare, report, and return the exit code. Raises GateError if nothing can be compared."""
+    if xml is not None and xml.resolve() == path.resolve():
+        raise GateError(f"{xml}: --junit would overwrite the baseline; name another file")
     baseline = replace(baseline, tolerances={**baseline.tolerances, **parse_tolerances(tolerances)})
     page, found = find_run(where, run_id)
     findings = compare(baseline, measure(page, found))

@@ -12,7 +12,7 @@ from optwatch.hooks.adapters.torch_optim import TORCH
 from optwatch.hooks.adapters.torchao import TorchAO
 from optwatch.hooks.adapters.transformers import TRANSFORMERS
 
-__all__ = ["ADAPTERS", "Adapter", "Math", "Named", "Stored", "adapter_for"]
+__all__ = ["ADAPTERS", "UNKNOWN", "Adapter", "Math", "Named", "Stored", "adapter_for"]
 
 #: Most particular first: many optimizers are derived from one of torch.optim.
 ADAPTERS: list[Adapter] = [Own(), BitsAndBytes(), TorchAO(), TRANSFORMERS, PYTORCH_OPTIMIZER, TORCH]
