@@ -88,6 +88,11 @@ generate: $(VENV)/.test ## write docs/metrics.md, the dashboards and the rules f
 bench: $(VENV)/.bench ## measure, and write benchmarks/results/; one of them with BENCH=cpu
 	$(BIN)/python -m benchmarks $(BENCH)
 
+.PHONY: pictures
+pictures: $(VENV)/.test ## train for seven minutes and draw the dashboards' pictures in docs/images
+	tests/install-debian-packages
+	$(BIN)/python tools/pictures.py $(PICTURES)
+
 .PHONY: build
 build: $(VENV)/.base ## a wheel in dist/
 	$(PIP) wheel $(PINS) --no-build-isolation --no-deps --wheel-dir dist .

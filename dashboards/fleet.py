@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dashboards.board import Board
-from dashboards.panels import Panel, Query, Row
+from dashboards.panels import Link, Panel, Query, Row
 from dashboards.queries import (
     CHOSEN_RUNS,
     ERROR,
-    GREEN_ABOVE_ZERO_RED,
     devices,
     node,
     recorded,
@@ -19,9 +18,21 @@ from deploy.prometheus.alerts import ALERTS
 NO_GPU = "no GPU"
 RUNS = f'{CHOSEN_RUNS}, rank=~"$rank"'
 _NAMES = "|".join(alert.name for alert in ALERTS)
-_ALERTS = f'count by (alertname, alertstate) (ALERTS{{alertname=~"{_NAMES}"}})'
+_ALERTS = f'count by (alertname, alertstate, run_id) (ALERTS{{alertname=~"{_NAMES}"}})'
 _STEP = recorded(recordings.STEP_MEAN.record, RUNS)
 _OPTIMIZER_STEP = recorded(recordings.OPTIMIZER_STEP_MEAN.record, RUNS)
+
+
+def _open(run: str) -> tuple[Link, ...]:
+    """Links to the dashboards about one run, with what is chosen here."""
+    kept = "${__url_time_range}&${datasource:queryparam}&${job:queryparam}"
+    return tuple(
+        Link(f"Open {name} of this run", f"/d/optwatch-{name}?{kept}&var-run={run}")
+        for name in ("optimizer", "memory")
+    )
+
+
+OPEN = _open("${__field.labels.run_id}")
 
 RUN_ROW = Row(
     "Runs",
@@ -32,24 +43,20 @@ RUN_ROW = Row(
             "How many ranks are running, finished, failed or lost. Good: none lost, none failed; else see RankMissing.",
             [Query(f"sum by (state) ({series('run_state', RUNS)}) > 0", "{{state}}")],
             kind="stat",
-            width=12,
-            height=5,
+            width=8,
+            height=7,
         ),
         Panel(
             "Alerts",
-            "short",
-            "Alerts that wait or fire. Good: none; each has a page that says what to look at and what to do.",
-            [
-                Query(
-                    f'count by (alertname, alertstate) (ALERTS{{alertname=~"{_NAMES}"}})',
-                    "{{alertname}} {{alertstate}}",
-                )
-            ],
-            kind="stat",
-            steps=GREEN_ABOVE_ZERO_RED,
-            width=12,
-            height=5,
+            "string",
+            "Alerts that wait or fire, and the run that each is about. Good: none; each has a page in docs/runbooks"
+            " that says what to look at and what to do.",
+            [Query(_ALERTS, "")],
+            kind="table",
+            width=16,
+            height=7,
             no_value="none",
+            links=_open("${__data.fields.run_id}"),
         ),
         Panel(
             "Steps a second by run",
@@ -57,6 +64,7 @@ RUN_ROW = Row(
             "The slowest rank of each run. Good: constant over a run; where it falls, compare the ranks below.",
             [Query(f"min by (run_id) (1 / {_STEP})", "{{run_id}}")],
             minimum=0,
+            links=OPEN,
         ),
         Panel(
             "Age of the last step by run",
@@ -65,6 +73,7 @@ RUN_ROW = Row(
             " finished run.",
             [Query(f"time() - min by (run_id) ({series('last_step_timestamp', RUNS)})", "{{run_id}}")],
             minimum=0,
+            links=OPEN,
         ),
         Panel(
             "Loss by run",
@@ -72,6 +81,7 @@ RUN_ROW = Row(
             "Mean over the ranks, as the training loops reported it. Good: falling; open the run where it is not.",
             [Query(f"avg by (run_id) ({series('loss', RUNS)})", "{{run_id}}")],
             no_value="not reported",
+            links=OPEN,
         ),
         Panel(
             "State found minus asked for, by run",
@@ -84,6 +94,7 @@ RUN_ROW = Row(
                     "{{run_id}} {{optimizer}}",
                 )
             ],
+            links=OPEN,
         ),
         Panel(
             "State a parameter by run",
@@ -97,6 +108,7 @@ RUN_ROW = Row(
                 )
             ],
             minimum=0,
+            links=OPEN,
         ),
         Panel(
             "Update error by run",
@@ -110,6 +122,7 @@ RUN_ROW = Row(
             ],
             log=True,
             steps=ERROR,
+            links=OPEN,
         ),
     ),
 )
@@ -123,6 +136,7 @@ RANKS = Row(
             "Over five minutes. Good: lines of a run on top of each other; a rank above them holds the others back.",
             [Query(_STEP, "{{run_id}} rank {{rank}}")],
             minimum=0,
+            links=OPEN,
         ),
         Panel(
             "Slowest rank against the median",
@@ -137,6 +151,7 @@ RANKS = Row(
                 ),
             ],
             minimum=0,
+            links=OPEN,
         ),
         Panel(
             "Steps behind the first rank",
@@ -149,6 +164,7 @@ RANKS = Row(
                 )
             ],
             minimum=0,
+            links=OPEN,
         ),
         Panel(
             "Ranks and hosts",

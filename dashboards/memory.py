@@ -111,8 +111,8 @@ HOLDINGS = Row(
         Panel(
             "Resident host memory in an hour",
             "bytes",
-            "A straight line through the last 30 minutes, drawn on for an hour. Good: where it is now. If it is above"
-            " the memory of the host, plan a restart or find the leak.",
+            "A straight line through the last 30 minutes, drawn on for an hour; it means nothing in a run's first ones."
+            " Good: where it is now. If it is above the memory of the host, plan a restart or find the leak.",
             [
                 Query(
                     f"max by (rank) (predict_linear({series('host_memory.rss', RUN)}[30m], 3600))",

@@ -165,8 +165,7 @@ LOSSES = Row(
             "Version of each agent. Good: the same on all nodes.",
             [Query(series("build", ANY_JOB), "")],
             kind="table",
-            width=24,
-            height=6,
+            width=16,
         ),
     ),
 )

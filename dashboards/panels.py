@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from grafana_foundation_sdk.builders import common as common_builders
 from grafana_foundation_sdk.builders import dashboard as dashboard_builders
@@ -29,6 +29,13 @@ class Query:
     legend: str
 
 
+class Link(NamedTuple):
+    """Where a click on a value leads; the address may name the value's labels as Grafana does."""
+
+    title: str
+    url: str
+
+
 @dataclass(frozen=True)
 class Panel:
     """One panel; `description` says what it shows and what good looks like."""
@@ -46,6 +53,7 @@ class Panel:
     log: bool = False
     stacked: bool = False
     no_value: str = ""
+    links: Sequence[Link] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,9 @@ def build(panel: Panel, position: dashboard.GridPos, number: int) -> Builder:
         builder = builder.decimals(panel.decimals)
     if panel.no_value:
         builder = builder.no_value(panel.no_value)
+    if panel.links:
+        links = [dashboard_builders.DashboardLink(link.title).url(link.url) for link in panel.links]
+        builder = builder.data_links(links)
     steps = [dashboard.Threshold(color=color, value=value) for color, value in panel.steps]
     if steps:
         thresholds = (
@@ -117,7 +128,7 @@ def _stat(panel: Panel) -> stat.Panel:
 
 
 def _table(panel: Panel) -> table.Panel:  # noqa: ARG001 - one signature for all kinds
-    hidden = {"Time": True, "Value": True, "__name__": True, "instance": True, "job": True}
+    hidden = {"Time": True, "Value": True, "__name__": True, "job": True}
     first = {"run_id": 0, "rank": 1, "optimizer": 2}
     options = {"excludeByName": hidden, "indexByName": first, "renameByName": {}}
     organize = dashboard.DataTransformerConfig(id_val="organize", options=options)

@@ -22,7 +22,7 @@ GRADIENTS = Row(
         ),
         Panel(
             "Non-finite gradient elements a second",
-            "suffix: /s",
+            "short",
             "Gradient elements that were NaN or infinite. Good: none; under loss scaling, single bursts.",
             [
                 rate(

@@ -18,6 +18,8 @@ from dashboards.queries import (
 )
 
 NOT_REPORTED = "not reported"
+#: What a single figure says that is absent, and also one that is not a number: Grafana does not tell them apart.
+NO_NUMBER = "none, or NaN"
 
 OVERVIEW = Row(
     "Overview",
@@ -69,7 +71,7 @@ OVERVIEW = Row(
             width=4,
             height=4,
             decimals=4,
-            no_value=NOT_REPORTED,
+            no_value=NO_NUMBER,
         ),
         Panel(
             "Non-finite gradients",
@@ -135,7 +137,7 @@ OVERVIEW = Row(
             height=4,
             decimals=2,
             steps=ERROR,
-            no_value="exact state",
+            no_value=NO_NUMBER,
         ),
         Panel(
             "GPU memory free",

@@ -101,12 +101,13 @@ def draw(
     end: str = "now",
     scrape: str = "1s",
     rows: Sequence[str] = (),
+    panels: Sequence[str] = (),
     chosen: Mapping[str, str] | None = None,
 ) -> None:
     """Open a dashboard and wait until every panel has its data.
 
-    ``start`` and ``end`` are as in Grafana's addresses, ``rows`` the titles of those to draw (all by default),
-    ``chosen`` what is chosen for the variables.
+    ``start`` and ``end`` are as in Grafana's addresses, ``rows`` and ``panels`` the titles of those to draw (all by
+    default; panels alone stand side by side), ``chosen`` what is chosen for the variables.
     """
     query = [
         ("dashboard", dashboard),
@@ -116,6 +117,7 @@ def draw(
         ("to", end),
     ]
     query += [("row", row) for row in rows]
+    query += [("panel", panel) for panel in panels]
     query += [(f"var-{name}", value) for name, value in (chosen or {}).items()]
     browser.get(f"{page}?{urllib.parse.urlencode(query)}")
     state = "return document.body.dataset.state"

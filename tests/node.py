@@ -62,7 +62,7 @@ def node(
         try:
             if driver:
                 driver.order(f"devices {gpus}", f"process 0 {training.pid} 3000000000")
-            prometheus.wait_for("optwatch_steps_total > 3", 90)
+            prometheus.wait_for("optwatch_steps_total > 3", 180)
             yield Node(boards, url, prometheus, training, driver)
         finally:
             _end(training)

@@ -12,7 +12,7 @@ from optwatch.metrics.catalogue import CATALOGUE
 #: Labels that Prometheus adds to everything it scrapes.
 TARGET = frozenset({"instance", "job"})
 #: Labels that every alert has in the series that Prometheus itself makes.
-ALERT = frozenset({"alertname", "alertstate", "severity"})
+ALERT = frozenset({"alertname", "alertstate", "severity", "run_id"})  # most are about a run
 SETS = frozenset({"and", "or", "unless"})
 
 

@@ -53,7 +53,16 @@ def cli() -> None:
 @click.option(
     "--device", metavar="DEVICE", help="Torch device, e.g. cpu or cuda:1.  [default: the GPU, else the CPU]"
 )
-def demo(steps: int | None, seconds: float | None, inject: str | None, device: str | None) -> None:
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Texts of 128 bytes a step; fewer are faster.",
+)
+def demo(
+    steps: int | None, seconds: float | None, inject: str | None, device: str | None, batch: int
+) -> None:
     """Train a small GPT-2 on the text that every Python carries, and watch it live."""
     try:
         from optwatch.cli.demo import DemoOptions, run_demo
@@ -61,7 +70,7 @@ def demo(steps: int | None, seconds: float | None, inject: str | None, device: s
         raise click.ClickException(f"the demo needs {error.name}, which is not installed") from error
     if steps is None and seconds is None:
         seconds = 120.0
-    run_demo(DemoOptions(steps=steps, seconds=seconds, inject=inject, device=device))
+    run_demo(DemoOptions(steps=steps, seconds=seconds, inject=inject, device=device, batch=batch))
 
 
 @cli.command()

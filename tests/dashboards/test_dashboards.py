@@ -207,6 +207,25 @@ def test_links_keep_the_selection(board: Board) -> None:
     assert link["keepTime"]
 
 
+def test_values_lead_to_the_run_that_they_are_about() -> None:
+    """From the fleet to a dashboard that exists, with the time, the choice above, and a run by a label of the value."""
+    links = [
+        (target, link["url"])
+        for _, panel, target in TARGETS
+        for link in panel["fieldConfig"]["defaults"].get("links", ())
+    ]
+    assert len(links) >= 20
+    for target, url in links:
+        path, _, query = url.partition("?")
+        assert path.removeprefix("/d/") in {f"optwatch-{name}" for name in build.BOARDS}
+        assert {"${__url_time_range}", "${datasource:queryparam}", "${job:queryparam}"} < set(
+            query.split("&")
+        )
+        label = re.search(r"var-run=\$\{__(?:field\.labels|data\.fields)\.(\w+)\}$", query)
+        assert label
+        assert label[1] in LABELS.of(_plain(target["expr"]))
+
+
 @every_board
 def test_annotations(board: Board) -> None:
     """Events are marked on every dashboard; each is about the chosen runs and shows labels that exist."""

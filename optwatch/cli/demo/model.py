@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 CONTEXT = 128  # bytes the model sees
-BATCH = 8
 
 
 def make_model(device: torch.device) -> torch.nn.Module:
@@ -52,7 +51,7 @@ def corpus() -> Tensor:
     return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
-def random_batch(data: Tensor, generator: torch.Generator, device: torch.device) -> Tensor:
-    """``[BATCH, CONTEXT]`` token ids (int64) from random places of the text."""
-    starts = torch.randint(len(data) - CONTEXT, (BATCH, 1), generator=generator)
+def random_batch(data: Tensor, size: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """``[size, CONTEXT]`` token ids (int64) from random places of the text."""
+    starts = torch.randint(len(data) - CONTEXT, (size, 1), generator=generator)
     return data[starts + torch.arange(CONTEXT)].long().to(device)

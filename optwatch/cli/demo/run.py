@@ -10,7 +10,7 @@ import torch
 
 import optwatch
 from optwatch.cli.demo.incidents import INCIDENTS
-from optwatch.cli.demo.model import BATCH, CONTEXT, corpus, make_model, next_byte_loss, random_batch
+from optwatch.cli.demo.model import CONTEXT, corpus, make_model, next_byte_loss, random_batch
 from optwatch.cli.demo.screen import Screen
 from optwatch.optim import AdamW
 
@@ -27,6 +27,7 @@ class DemoOptions:
     seconds: float | None = None
     inject: str | None = None
     device: str | None = None
+    batch: int = 8
 
 
 class _Progress:
@@ -68,7 +69,7 @@ def run_demo(options: DemoOptions) -> None:
             with screen:
                 screen.say(
                     f"Training a GPT-2 of {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters on "
-                    f"{device}, {BATCH} x {CONTEXT} bytes of Python's help texts a step, AdamW with int8 state."
+                    f"{device}, {options.batch} x {CONTEXT} bytes of Python's help texts a step, AdamW with int8 state."
                 )
                 _train(options, device, model, optimizer, watch, screen)
         finally:
@@ -91,7 +92,7 @@ def _train(
     incident = INCIDENTS[options.inject] if options.inject else None
     struck = False
     while progress.done() < 1:
-        tokens = random_batch(data, generator, device)
+        tokens = random_batch(data, options.batch, generator, device)
         loss = next_byte_loss(model, tokens)
         watch.log(loss=loss.detach())  # published with the step
         loss.backward()

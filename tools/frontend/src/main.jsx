@@ -1,5 +1,6 @@
 // Draws one dashboard; the address says which, from where and when:
-//   ?dashboard=optimizer&prometheus=http://127.0.0.1:9090&scrape=15s&from=now-1h&to=now&theme=light&var-run=x&row=Overview
+//   ?dashboard=optimizer&prometheus=http://127.0.0.1:9090&scrape=15s&from=now-1h&to=now&theme=light&var-run=x
+//   &row=Overview (only these rows) &panel=Loss (only these panels, side by side)
 // `document.body.dataset.state` is "done" when every panel has its data, or "failed".
 import './boot';
 
@@ -47,12 +48,13 @@ function heightOf(root) {
   return 100 + 38 * Math.max(...ends);
 }
 
-/** Every panel's data is there: said in the page, for whoever waits for it. */
+/** Every panel is there, with its data: said in the page, for whoever waits for it. */
 function tell(root) {
   const waiting = setInterval(() => {
     const panels = sceneGraph.findAllObjects(root, (one) => one instanceof VizPanel);
     const states = panels.map((one) => sceneGraph.getData(one).state.data?.state);
-    if (panels.length && states.every((state) => state === LoadingState.Done || state === LoadingState.Error)) {
+    const drawn = document.querySelectorAll('[data-viz-panel-key] [data-testid="data-testid panel content"]').length;
+    if (drawn === panels.length && states.every((state) => state === LoadingState.Done || state === LoadingState.Error)) {
       clearInterval(waiting);
       setTimeout(() => (document.body.dataset.state = 'done'), 500); // the last of them are drawn meanwhile
     }
@@ -71,6 +73,7 @@ async function main() {
     to: given('to', model.time.to),
     chosen: (name) => address.getAll(`var-${name}`),
     rows: address.getAll('row'),
+    panels: address.getAll('panel'),
   });
   createRoot(document.getElementById('root')).render(
     <ThemeContext.Provider value={config.theme2}>
@@ -86,7 +89,6 @@ async function main() {
       <PortalContainer />
     </ThemeContext.Provider>,
   );
-  root.activate();
   tell(root);
 }
 
