@@ -159,8 +159,9 @@ class Binding:
         Options given ``aside`` are added, and then this is no step: none is counted, and random numbers are others.
         With a ``verdict`` it is followed; a step that is skipped counts as none and leaves everything as it was.
         """
-        missing = sum(grad is None for grad in grads)
-        if missing == len(grads):
+        absent = list(map(operator.is_, grads, itertools.repeat(None)))
+        missing = any(absent)
+        if missing and all(absent):
             return None
         if isinstance(verdict, Verdict) and verdict.skip:
             rows = verdict.sums.new_zeros(len(grads), self.spec.columns)
@@ -168,7 +169,7 @@ class Binding:
         if aside:
             pass
         elif missing:
-            self._steps[[grad is not None for grad in grads]] += 1
+            self._steps[np.logical_not(absent)] += 1
         else:
             self._steps += 1
         for i, copy in self._copies.items():
@@ -235,10 +236,15 @@ class Binding:
         grads: list[Tensor | None] = list(map(_GRAD, self._given))
         if self._sharded:
             grads = [grad if grad is None else local(grad) for grad in grads]
-        given = [grad for grad in grads if grad is not None]
+        try:  # all of them, which is the rule
+            contiguous = all(map(_CONTIGUOUS, grads))  # type: ignore[arg-type] # None is what the exception is for
+            given: Sequence[Tensor] = grads  # type: ignore[assignment] # none is None
+        except TypeError:
+            given = [grad for grad in grads if grad is not None]
+            contiguous = all(map(_CONTIGUOUS, given))
         if not {self.spec.grad_dtype}.issuperset(map(_DTYPE, given)):
             raise Stale
-        if not (self._plain and all(map(_CONTIGUOUS, given))):
+        if not (self._plain and contiguous):
             grads = [
                 grad if grad is None else flat_copy(grad, order).contiguous()
                 for grad, order in zip(grads, self._orders, strict=True)

@@ -107,14 +107,29 @@ OPTWATCH_INLINE float* log_grid(const Part& part, int index) {
   return static_cast<float*>(part.buffers[1]) + 2 * (part.first / kLogBlock + index);
 }
 
+// Numbers in registers, looked up by the lower bits of an index, in place of an exponential per element.
+#if defined(__AVX512F__) || defined(__AVX2__)
+#define OPTWATCH_LOG_TABLES
+// log2 of the numbers in such a table.
+constexpr int kLogTable = kWidth == 16 ? 4 : 3;
+OPTWATCH_INLINE Float look_up(Float table, Int index) {
+#if defined(__AVX512F__)
+  return (Float)_mm512_permutexvar_ps((__m512i)index, (__m512)table);
+#else
+  return (Float)_mm256_permutevar8x32_ps((__m256)table, (__m256i)index);
+#endif
+}
+#endif
+
 // How the codes of sub-block `index` are read: as their values times `factor`.
 struct LogReader {
   const uint8_t* codes;  // of the whole block
   float lowest, step;
-#if defined(__AVX512F__)
-  // With code = 16 h + l the value is lowest * 2**(16 h * step) times 2**((l - 1) * step): two tables of sixteen
-  // entries, looked up by permutation, in place of an exponential per element.
-  __m512 coarse, fine;
+#if defined(OPTWATCH_LOG_TABLES)
+  // With the digits of a code in base 16, or 8, its value is the product of a power for each: lowest * 2**(16 h * step)
+  // times 2**((l - 1) * step).
+  static constexpr int kDigits = (8 + kLogTable - 1) / kLogTable;
+  Float tables[kDigits];  // of the lowest digit first
 #endif
 
   OPTWATCH_INLINE LogReader(const Part& part, int index, float factor = 1.0f)
@@ -124,18 +139,25 @@ struct LogReader {
     step = grid[1];
     // Near the end of fp32's range the last bits must not carry the largest value beyond it.
     if (static_cast<float>((bits(grid[0]) >> 23) - 127) + 254 * step > 126) lowest *= 1 - 0x1p-20f;
-#if defined(__AVX512F__)
-    const Floats<2> tables = exp2(Floats<2>{count_up() * 16.0f, count_up() - 1.0f} * step);
-    coarse = (__m512)(lowest * tables.v[0]);
-    fine = (__m512)tables.v[1];
+#if defined(OPTWATCH_LOG_TABLES)
+    Floats<kDigits> digits;
+    for (int d = 0; d < kDigits; d++) digits.v[d] = count_up() * static_cast<float>(1 << (d * kLogTable));
+    digits.v[0] -= 1.0f;
+    digits = exp2(digits * step);
+    for (int d = 0; d < kDigits; d++) tables[d] = digits.v[d];
+    tables[kDigits - 1] *= lowest;
 #endif
   }
 
   template <int size>
   OPTWATCH_INLINE Floats<size> read(int i) const {
-#if defined(__AVX512F__)
+#if defined(OPTWATCH_LOG_TABLES)
     return each(load_integers<size>(codes + i), [this](Int code) {
-      return (Float)_mm512_maskz_mul_ps(_mm512_test_epi32_mask((__m512i)code, (__m512i)code), high(code), low(code));
+#if defined(__AVX512F__)
+      return (Float)_mm512_maskz_mul_ps(some(code), (__m512)high(code), (__m512)low(code));
+#else
+      return select(equal(code, Int{}), Float{}, high(code) * low(code));
+#endif
     });
 #else
     const auto code = load_narrow_pack<size>(codes + i);
@@ -148,22 +170,24 @@ struct LogReader {
   OPTWATCH_INLINE Floats<size> read_onto(const Floats<size>& base, int i) const {
 #if defined(__AVX512F__)
     return each(base, load_integers<size>(codes + i), [this](Float sum, Int code) {
-      const __mmask16 some = _mm512_test_epi32_mask((__m512i)code, (__m512i)code);
-      return (Float)_mm512_mask3_fmadd_ps(high(code), low(code), (__m512)sum, some);
+      return (Float)_mm512_mask3_fmadd_ps((__m512)high(code), (__m512)low(code), (__m512)sum, some(code));
     });
 #else
     return base + read<size>(i);
 #endif
   }
 
-#if defined(__AVX512F__)
+#if defined(OPTWATCH_LOG_TABLES)
  private:
-  OPTWATCH_INLINE __m512 high(Int code) const {
-    return _mm512_permutexvar_ps(_mm512_srli_epi32((__m512i)code, 4), coarse);
+  OPTWATCH_INLINE Float low(Int code) const { return look_up(tables[0], code); }
+  OPTWATCH_INLINE Float high(Int code) const {
+    Float product = look_up(tables[1], code >> kLogTable);
+    for (int d = 2; d < kDigits; d++) product = product * look_up(tables[d], code >> (d * kLogTable));
+    return product;
   }
-  OPTWATCH_INLINE __m512 low(Int code) const {
-    return _mm512_permutexvar_ps((__m512i)code, fine);  // reads the lower four bits only
-  }
+#if defined(__AVX512F__)
+  OPTWATCH_INLINE static __mmask16 some(Int code) { return _mm512_test_epi32_mask((__m512i)code, (__m512i)code); }
+#endif
 #endif
 };
 
@@ -293,6 +317,25 @@ OPTWATCH_INLINE void store_rounded(uint8_t* codes, const Pack<Int, size>& fixed,
     for (int j = 0; j < size; j += 4) {
       const __m512i bytes = _mm512_permutexvar_epi64(order, _mm512_packus_epi16(rounded(j), rounded(j + 2)));
       _mm512_storeu_si512(codes + j * kWidth, _mm512_max_epu8(bytes, _mm512_set1_epi8(1)));
+    }
+    return;
+  }
+#elif defined(__AVX2__)
+  // The same with 16 elements, which come out of packing in another order than they went in.
+  if constexpr (size % 2 == 0) {
+    const __m256i k = _mm256_set1_epi16(static_cast<short>(bend)), zero = _mm256_setzero_si256();
+    for (int j = 0; j < size; j += 2) {
+      const __m256i a = (__m256i)fixed.v[j], b = (__m256i)fixed.v[j + 1];
+      const __m256i whole = _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
+      const __m256i f = _mm256_packus_epi32(_mm256_blend_epi16(a, zero, 0xaa), _mm256_blend_epi16(b, zero, 0xaa));
+      const __m256i rest = _mm256_xor_si256(f, _mm256_set1_epi32(-1));
+      const __m256i p = _mm256_sub_epi16(f, _mm256_mulhi_epu16(_mm256_mulhi_epu16(f, rest), k));
+      const __m256i random = _mm256_permute4x64_epi64(load_as<__m256i>(numbers + j * kWidth), 0xd8);
+      const __m256i down = _mm256_cmpeq_epi16(_mm256_max_epu16(random, p), random);
+      const __m256i code = _mm256_add_epi16(_mm256_sub_epi16(whole, _mm256_set1_epi32(-1)), down);
+      const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5);
+      const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(code, code), order);
+      store(codes + j * kWidth, _mm_max_epu8(_mm256_castsi256_si128(bytes), _mm_set1_epi8(1)));
     }
     return;
   }

@@ -36,24 +36,26 @@ struct AdamWInt8 {
   };
 
   // kCubicBlock elements from i, or fewer at the end of a tensor.
-  template <bool scaled>
+  template <bool scaled, bool keep>
   OPTWATCH_INLINE void quarter(const HotBlock& b, int i, int n, const CubicReader& m_reader, const LogReader& v_reader,
                                Magnitude* m_range_out, LogRange* v_range_out, Sums* sums_out) const {
     // Local, because what a pointer leads to would be stored and loaded again for each vector.
+    const float *grads = b.grad, *weights = b.weight;
+    float *new_weights = b.new_weight, *next_m = b.next[0], *next_v = b.next[1], *updates = b.update;
     Magnitude m_range;
     LogRange v_range = *v_range_out;
     Sums sums = *sums_out;
     for (const int end = i + n; i < end; i += kWidth) {
       sums.ahead.ask<2>();
-      const Float raw = load(b.grad + i), g = scaled ? raw * h.grad_scale : raw, square = g * g;
+      const Float raw = load(grads + i), g = scaled ? raw * h.grad_scale : raw, square = g * g;
       sums.grad += scaled ? raw * raw : square;
       const Float m = m_reader.read_onto<1>({g * h.one_minus_beta1}, i).v[0];
       const Float v = v_reader.read_onto<1>({square * h.one_minus_beta2}, i).v[0];
       const Float u = m / fma(sqrt(v), splat(root_factor), splat(eps));
-      store(b.next[0] + i, m);
-      store(b.next[1] + i, v);
-      store(b.new_weight + i, fma(load(b.weight + i), splat(h.decay), -u));
-      if (b.update) store(b.update + i, u);
+      store(next_m + i, m);
+      store(next_v + i, v);
+      store(new_weights + i, fma(load(weights + i), splat(h.decay), -u));
+      if constexpr (keep) store(updates + i, u);
       sums.update = fma(u, u, sums.update);
       m_range.add(m);
       v_range.add(v);
@@ -63,7 +65,7 @@ struct AdamWInt8 {
     *sums_out = sums;
   }
 
-  template <bool scaled>
+  template <bool scaled, bool keep>
   OPTWATCH_INLINE HotSums run(const HotBlock& b) const {
     static_assert(kLogBlock % kCubicBlock == 0);
     LogRange v_ranges[kBlock / kLogBlock];
@@ -73,8 +75,8 @@ struct AdamWInt8 {
       const LogReader v_reader(b.parts[1], start / kLogBlock, h.beta2);
       for (int i = start; i < b.n && i < start + kLogBlock; i += kCubicBlock) {
         const CubicReader m_reader(b.parts[0], i / kCubicBlock, 1.0f - h.one_minus_beta1);
-        quarter<scaled>(b, i, length_of(i, kCubicBlock, b.n), m_reader, v_reader, &m_ranges[i / kCubicBlock],
-                        &v_ranges[start / kLogBlock], &sums);
+        quarter<scaled, keep>(b, i, length_of(i, kCubicBlock, b.n), m_reader, v_reader, &m_ranges[i / kCubicBlock],
+                              &v_ranges[start / kLogBlock], &sums);
       }
     }
     LogGrid* grids = reinterpret_cast<LogNote*>(&b.notes[1])->grids;
@@ -154,7 +156,9 @@ inline bool adamw_int8_fits(const float* scalars, int) { return AdamWInt8(scalar
 
 inline HotSums adamw_int8_step(const HotBlock& b, const float* scalars) {
   const AdamWInt8 plan(scalars);
-  return plan.h.grad_scale == 1 ? plan.run<false>(b) : plan.run<true>(b);
+  const bool scaled = plan.h.grad_scale != 1;
+  if (b.update) return scaled ? plan.run<true, true>(b) : plan.run<false, true>(b);
+  return scaled ? plan.run<true, false>(b) : plan.run<false, false>(b);
 }
 
 inline bool adamw_int8_observe(const HotBlock& b, const float* scalars, const HotSums& known, double* sums) {

@@ -102,16 +102,19 @@ void observe(const Tables& t, const Work& work, const Block& b, Arrays& a, const
 // before it is used (11 % slower at two blocks); nearer, and it comes too late (5 to 15 % slower at a quarter of one).
 constexpr int kAhead = kBlock / 2;
 
-Ahead ahead_of(const Tables& t, const Block& b) {
+Ahead ahead_of(const Tables& t, const Work& work, const Block& b) {
   Ahead ahead;
-  const bool more = b.n == kBlock;  // a shorter block is the last one
-  const auto stream = [&](int k, const void* block, int bits) {
-    ahead.at[k] = static_cast<const char*>(block) + (more ? kAhead * bits / 8 : 0);
-    ahead.step[k] = more ? kWidth * bits / 8 : 0;
+  const bool more = b.n == kBlock;  // a shorter block is the last one: what follows is another tensor
+  const Tensor* next = work.following;
+  const auto stream = [&](int k, const void* block, const void* following, int bits) {
+    const auto* from = static_cast<const char*>(block) + kAhead * bits / 8;
+    ahead.at[k] = more ? from : static_cast<const char*>(next ? following : block);
+    ahead.step[k] = more || next ? kWidth * bits / 8 : 0;
   };
-  stream(0, b.grad, 8 * t.grad->bytes);
-  stream(1, b.weight.values, t.weight->bits);
-  for (int s = 0; s < t.rule->slots; s++) stream(2 + s, b.parts[s].values, t.codecs[s]->bits);
+  stream(0, b.grad, work.following_grad, 8 * t.grad->bytes);
+  stream(1, b.weight.values, next ? next->param : nullptr, t.weight->bits);
+  for (int s = 0; s < t.rule->slots; s++)
+    stream(2 + s, b.parts[s].values, next ? next->buffers[s][0] : nullptr, t.codecs[s]->bits);
   return ahead;
 }
 
@@ -142,8 +145,8 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
   for (int s = 0; s < slots; s++) next[s] = t.codecs[s]->in_place ? static_cast<float*>(b.parts[s].values) : a.next[s];
 
   const bool keep = work.full || t.rule->again;
-  const HotBlock block = {b.n,     b.parts,       grad, weight, new_weight, next, keep ? a.update : nullptr,
-                          a.notes, ahead_of(t, b)};
+  const HotBlock block = {
+      b.n, b.parts, grad, weight, new_weight, next, keep ? a.update : nullptr, a.notes, ahead_of(t, work, b)};
   const HotSums found = advance(t, work, block, a);
   const Squares& squares = found.squares;
   const double grad_sq = trustworthy(squares.grad) ? squares.grad : precise_squares(grad, b.n);
@@ -176,26 +179,30 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
 
 // A block whose end is not a multiple of kPad works on padded copies, so that nothing past a tensor's end is touched.
 void step_padded(const Tables& t, const Work& work, Block b, Arrays& a, double* sums) {
-  alignas(64) char param[kBlock * 4] = {}, correction[kBlock * 2] = {}, grad[kBlock * 4] = {};
-  alignas(64) char values[kMaxSlots][kBlock * 4];
-  const size_t n = static_cast<size_t>(b.n);
-  const auto bytes = [&](const Codec& codec) { return static_cast<size_t>(bytes_of(b.n, codec.bits)); };
+  alignas(64) char param[kBlock * 4], correction[kBlock * 2], grad[kBlock * 4], values[kMaxSlots][kBlock * 4];
+  const auto copy = [&](char* to, const void* from, int bits) {
+    const size_t bytes = static_cast<size_t>(bytes_of(b.n, bits));
+    std::memcpy(to, from, bytes);
+    std::memset(to + bytes, 0, static_cast<size_t>(bytes_of((b.n + kPad - 1) / kPad * kPad, bits)) - bytes);
+  };
+  const auto copy_back = [&](void* to, const char* from, int bits) {
+    std::memcpy(to, from, static_cast<size_t>(bytes_of(b.n, bits)));
+  };
   const Block original = b;
-  std::memcpy(param, b.weight.values, bytes(*t.weight));
-  if (t.weight->correction) std::memcpy(correction, b.weight.correction, n * t.weight->correction);
-  std::memcpy(grad, b.grad, n * t.grad->bytes);
+  copy(param, b.weight.values, t.weight->bits);
+  if (t.weight->correction) copy(correction, b.weight.correction, 8 * t.weight->correction);
+  copy(grad, b.grad, 8 * t.grad->bytes);
   b.weight.values = param;
   b.weight.correction = correction;
   b.grad = grad;
   for (int s = 0; s < t.rule->slots; s++) {
-    std::memset(values[s], 0, sizeof values[s]);
-    std::memcpy(values[s], b.parts[s].values, bytes(*t.codecs[s]));
+    copy(values[s], b.parts[s].values, t.codecs[s]->bits);
     b.parts[s].values = values[s];
   }
   step(t, work, b, a, sums);
-  std::memcpy(original.weight.values, param, bytes(*t.weight));
-  if (t.weight->correction) std::memcpy(original.weight.correction, correction, n * t.weight->correction);
-  for (int s = 0; s < t.rule->slots; s++) std::memcpy(original.parts[s].values, values[s], bytes(*t.codecs[s]));
+  copy_back(original.weight.values, param, t.weight->bits);
+  if (t.weight->correction) copy_back(original.weight.correction, correction, 8 * t.weight->correction);
+  for (int s = 0; s < t.rule->slots; s++) copy_back(original.parts[s].values, values[s], t.codecs[s]->bits);
 }
 
 Key key_of(const Work& work, int slot) { return {work.keys[2 * slot], work.keys[2 * slot + 1]}; }

@@ -105,7 +105,8 @@ void cut_into_items(Plan* plan) {
 struct Pass {
   Plan* plan;
   void (*run)(const Tables&, const Work&);
-  int width;  // sums of an item
+  int used;   // sums of an item that are kept
+  int width;  // columns of a row
   const uint64_t* grads;
   const float* scalars;
   const uint32_t* keys;
@@ -114,7 +115,7 @@ struct Pass {
   std::atomic<int64_t> next_batch{0};
 };
 
-void run_item(const Pass& pass, size_t index) {
+void run_item(const Pass& pass, size_t index, size_t end) {
   Plan& plan = *pass.plan;
   const Item& item = plan.items[index];
   const uint64_t grad = pass.grads[item.tensor];
@@ -131,9 +132,14 @@ void run_item(const Pass& pass, size_t index) {
   work.full = pass.full;
   work.zero = pass.zero;
   work.sums = sums;
+  work.following = nullptr;
+  if (index + 1 < end && plan.items[index + 1].start == 0) {
+    work.following = &plan.tensors[static_cast<size_t>(plan.items[index + 1].tensor)];
+    work.following_grad = reinterpret_cast<const char*>(pass.grads[plan.items[index + 1].tensor]);
+  }
   pass.run(plan.tables, work);
-  const size_t width = static_cast<size_t>(pass.width);
-  std::memcpy(plan.sums.data() + index * width, sums, width * sizeof(double));
+  const size_t used = static_cast<size_t>(pass.used);
+  std::memcpy(plan.sums.data() + index * used, sums, used * sizeof(double));
 }
 
 // Each thread takes the next batch until none is left. Which thread ran an item leaves no trace in the result.
@@ -142,18 +148,19 @@ void run_batches(void* argument) {
   const std::vector<int64_t>& batches = pass.plan->batches;
   const int64_t count = static_cast<int64_t>(batches.size()) - 1;
   for (int64_t b; (b = pass.next_batch.fetch_add(1, std::memory_order_relaxed)) < count;)
-    for (int64_t i = batches[b]; i < batches[b + 1]; i++) run_item(pass, static_cast<size_t>(i));
+    for (int64_t i = batches[b]; i < batches[b + 1]; i++)
+      run_item(pass, static_cast<size_t>(i), static_cast<size_t>(batches[b + 1]));
 }
 
 // Adds the items to rows of their tensors, always in the same order.
-void fold(const Pass& pass, int used, double* rows) {
+void fold(const Pass& pass, double* rows) {
   const Plan& plan = *pass.plan;
-  const int width = pass.width;
+  const int used = pass.used, width = pass.width;
   std::memset(rows, 0, plan.tensors.size() * static_cast<size_t>(width) * sizeof(double));
   for (size_t i = 0; i < plan.items.size(); i++) {
     const int64_t tensor = plan.items[i].tensor;
     if (!pass.grads[tensor]) continue;
-    const double* sums = plan.sums.data() + i * static_cast<size_t>(width);
+    const double* sums = plan.sums.data() + i * static_cast<size_t>(used);
     double* row = rows + tensor * width;
     for (int f = 0; f < used; f++) {
       const bool maximum = f >= kTensorFields && (f - kTensorFields) % kSlotFields == kAbsMax;
@@ -167,10 +174,10 @@ void fold(const Pass& pass, int used, double* rows) {
 
 const pid_t loaded_by = getpid();
 
-// Runs a pass with at most so many threads and folds the first `used` of its sums to rows.
-void run_all(Pass* pass, int threads, int used, double* rows) {
+// Runs a pass with at most so many threads and folds its sums to rows.
+void run_all(Pass* pass, int threads, double* rows) {
   in_parallel(run_batches, pass, threads, pass->plan->batches.size() - 1);
-  fold(*pass, used, rows);
+  fold(*pass, rows);
 }
 
 }  // namespace
@@ -262,8 +269,8 @@ OPTWATCH_API void optwatch_cpu_run_gradients(void* bound,            // from opt
 ) {
   using namespace optwatch;
   Plan* plan = static_cast<Plan*>(bound);
-  Pass pass = {plan, plan->isa->gradients, kGradFields, grads, nullptr, nullptr, false, false};
-  run_all(&pass, threads, kGradFields, rows);
+  Pass pass = {plan, plan->isa->gradients, kGradFields, kGradFields, grads, nullptr, nullptr, false, false};
+  run_all(&pass, threads, rows);
 }
 
 OPTWATCH_API void optwatch_cpu_run_norms(void* bound,            // from optwatch_cpu_bind
@@ -275,8 +282,9 @@ OPTWATCH_API void optwatch_cpu_run_norms(void* bound,            // from optwatc
 ) {
   using namespace optwatch;
   Plan* plan = static_cast<Plan*>(bound);
-  Pass pass = {plan, plan->isa->norms, plan->tables.rule->norms, grads, scalars, nullptr, false, zero != 0};
-  run_all(&pass, threads, pass.width, rows);
+  const int norms = plan->tables.rule->norms;
+  Pass pass = {plan, plan->isa->norms, norms, norms, grads, scalars, nullptr, false, zero != 0};
+  run_all(&pass, threads, rows);
 }
 
 OPTWATCH_API void optwatch_cpu_run(void* bound,            // from optwatch_cpu_bind
@@ -291,8 +299,8 @@ OPTWATCH_API void optwatch_cpu_run(void* bound,            // from optwatch_cpu_
   using namespace optwatch;
   Plan* plan = static_cast<Plan*>(bound);
   const int width = columns(plan->tables.rule->slots);
-  Pass pass = {plan, plan->isa->run, width, grads, scalars, keys, full != 0, zero != 0};
-  run_all(&pass, threads, full ? width : kCheapFields, rows);
+  Pass pass = {plan, plan->isa->run, full ? width : kCheapFields, width, grads, scalars, keys, full != 0, zero != 0};
+  run_all(&pass, threads, rows);
 }
 
 OPTWATCH_API void optwatch_cpu_free(void* bound) { delete static_cast<Plan*>(bound); }

@@ -174,6 +174,8 @@ struct Work {
   bool full;
   bool zero;  // a gradient that is not finite counts as zero
   double* sums;
+  const Tensor* following;     // what the thread works on next, from its first element on; or null
+  const char* following_grad;  // its gradient
 };
 
 // What one instruction set provides.
