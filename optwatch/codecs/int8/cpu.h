@@ -143,8 +143,9 @@ struct LogReader {
     Floats<kDigits> digits;
     for (int d = 0; d < kDigits; d++) digits.v[d] = count_up() * static_cast<float>(1 << (d * kLogTable));
     digits.v[0] -= 1.0f;
-    digits = exp2(digits * step);
-    for (int d = 0; d < kDigits; d++) tables[d] = digits.v[d];
+    // What rounding the exponent loses comes back as a factor, or the tables would differ from each other by it.
+    const auto exponents = digits * step, lost = fma(digits, step, exponents * -1.0f), powers = exp2(exponents);
+    for (int d = 0; d < kDigits; d++) tables[d] = fma(powers.v[d] * lost.v[d], splat(kLn2), powers.v[d]);
     tables[kDigits - 1] *= lowest;
 #endif
   }
