@@ -6,6 +6,7 @@
   const NO_PLOT = new Set(["optwatch.run_state", "optwatch.rank_up", "optwatch.step", "optwatch.last_step_timestamp", "optwatch.last_sample_timestamp", "optwatch.last_event_timestamp"]); // in the head of the page
   const LINES = 8; // more lines in one plot cannot be told apart
   const PALETTE = 8;
+  const SECONDS = [1, 2, 5, 10, 15, 30, ...[1, 2, 5, 10, 15, 30].map((n) => 60 * n), ...[1, 2, 3, 6, 12, 24, 48, 96, 168].map((n) => 3600 * n)]; // between ticks
   const POLL_MS = 2000;
   const WINDOW_S = 15; // asked for again at each poll, since the newest buckets were not full yet
   const metrics = Object.assign({}, ...Object.values(data.families));
@@ -32,6 +33,7 @@
     if (unit === "s") return value < 1 ? scaled(value * 1e6, 1000, ["µs", "ms"]) : `${+value.toPrecision(4)} s`;
     const suffix = { W: " W", J: " J", Cel: " °C" }[unit] || "";
     const small = value !== 0 && Math.abs(value) < 1e-3;
+    if (Math.abs(value) >= 1e6 && Math.abs(value) < 1e15) return scaled(value, 1000, ["", "k", "M", "G", "T"]) + suffix + rate;
     const text = small || Math.abs(value) >= 1e6 ? value.toExponential(2) : `${+value.toPrecision(rate ? 3 : 5)}`;
     return text + suffix + rate;
   };
@@ -117,7 +119,7 @@
     const axis = { stroke: () => color("--soft"), grid: { stroke: () => color("--line"), width: 1 }, ticks: { show: false } };
     return {
       width, height: 190, series, bands, scales: { y: { range: extent } }, legend: { show: false }, cursor: { sync: { key: "all" }, points: { size: 6 } },
-      axes: [{ ...axis, size: 30, space: 70, values: clock }, { ...axis, size: 74, values: (_, ticks) => ticks.map((tick) => show(tick, metric)) }],
+      axes: [{ ...axis, size: 30, space: 70, values: clock, incrs: SECONDS }, { ...axis, size: 74, values: (_, ticks) => ticks.map((tick) => show(tick, metric)) }],
       hooks: { setCursor: [(chart) => mark(metric, chart)] },
     };
   };

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import socket
+import sys
 import threading
 import time
 import urllib.error
@@ -136,6 +137,47 @@ def test_health_and_readiness(address: str) -> None:
     assert get(address.replace("/metrics", "/healthz"))[1] == b"ok\n"
     facts = json.loads(get(address.replace("/metrics", "/readyz"))[1])
     assert (facts["ranks"], facts["living"]) == (1, 1)
+
+
+def test_nothing_secret_is_served(tmp_path: Path) -> None:
+    """No page and no header tells a path, an argument, the environment or what the agent is made of."""
+    Feed(BoardWriter.create(tmp_path, schema())).publish(6)
+    secrets = {
+        "OPTWATCH_TEST_TOKEN": "of-the-environment",
+        "OTEL_EXPORTER_OTLP_HEADERS": "x-key=of-the-collector",
+    }
+    pages = [
+        "",
+        "metrics",
+        "healthz",
+        "readyz",
+        "sd",
+        "tensors",
+        "api/runs",
+        "api/history?run=run",
+        "missing",
+    ]
+    options = ("--otlp-endpoint", "http://me:of-the-address@127.0.0.1:9", "--otlp-interval", "0.05")
+    with agent(tmp_path, *options, environment=secrets) as (url, process):
+        eventually(lambda: has_history(url))
+        root = url.removesuffix("metrics")
+        served = b"".join(talk(root, f"GET /{page} HTTP/1.1\r\n\r\n".encode()) for page in pages)
+        words = [
+            "of-the-environment",
+            "of-the-collector",
+            "of-the-address",
+            str(tmp_path),
+            sys.prefix,
+            "Python/",
+        ]
+        assert [word for word in words if word.encode() in served] == []
+        assert str(process.pid).encode() not in get(f"{root}readyz")[1]
+        eventually(lambda: said(tmp_path, "does not take metrics"))
+    assert "of-the-" not in (tmp_path / "agent-test.log").read_text()
+
+
+def said(directory: Path, words: str) -> None:
+    assert words in (directory / "agent-test.log").read_text()
 
 
 @pytest.mark.parametrize("path", ["/api/", "/metrics/", "/../etc/passwd", "/api", "/%6detrics"])
