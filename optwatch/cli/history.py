@@ -8,6 +8,7 @@ import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -17,6 +18,7 @@ from optwatch.exporters.store import RunFile, StoreError, curves, find_run
 from optwatch.pages import report_page
 
 COLUMNS = ("time", "seconds", "metric", "labels", "count", "nan", "mean", "minimum", "maximum", "last")
+_ROWS_AT_ONCE = 1 << 16  # of a table that may have millions
 
 
 def write_report(run: str | None, output: Path | None) -> Path:
@@ -55,23 +57,17 @@ def write_parquet(run: str | None, output: Path) -> None:
         import pyarrow.parquet as pq  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise click.ClickException("--parquet needs pyarrow: pip install 'optwatch[parquet]'") from error
-    kinds = (
-        pa.float64(),
-        pa.float64(),
-        pa.string(),
-        pa.string(),
-        pa.int64(),
-        pa.int64(),
-        *[pa.float64()] * 4,
-    )
-    with _open(run) as file:
-        columns = [list(column) for column in zip(*_rows(file), strict=True)] or [[] for _ in COLUMNS]
-        facts = file.facts
-    arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-    table = pa.Table.from_arrays(arrays, names=list(COLUMNS)).replace_schema_metadata(facts)
+    numbers, text, whole = pa.float64(), pa.string(), pa.int64()
+    kinds = (numbers, numbers, text, text, whole, whole, *[numbers] * 4)
     # Given a path pyarrow would remove it when a write fails, a device as well.
-    with _whole(output) as place, place.open("wb") as stream:
-        pq.write_table(table, stream)
+    with _open(run) as file, _whole(output) as place, place.open("wb") as stream:
+        schema = pa.schema(list(zip(COLUMNS, kinds, strict=True)), metadata=file.facts)
+        with pq.ParquetWriter(stream, schema) as writer:
+            rows = _rows(file)
+            while part := list(islice(rows, _ROWS_AT_ONCE)):
+                columns = zip(*part, strict=True)
+                arrays = [pa.array(column, kind) for column, kind in zip(columns, kinds, strict=True)]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
 @contextmanager

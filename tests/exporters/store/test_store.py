@@ -425,8 +425,8 @@ class TestCommands:
             cut = content[: int(damage * len(content))] if damage is not None else content[:4096]
             path.write_bytes(cut + (b"" if damage is not None else os.urandom(len(content) - 4096)))
         Path("old.csv").write_text("from before")
-        for arguments in (["report", "-o", "old.csv"], ["export", "--csv", "-o", "old.csv"]):
-            assert command(arguments) == 1
+        for arguments in (["report"], ["export", "--csv"], ["export", "--parquet"]):
+            assert command([*arguments, "-o", "old.csv"]) == 1
             error = capsys.readouterr().err
             assert message in error
             assert str(path) in error
