@@ -49,8 +49,8 @@ RUN_ROW = Row(
         Panel(
             "Alerts",
             "string",
-            "Alerts that wait or fire, and the run that each is about. Good: none; each has a page in docs/runbooks"
-            " that says what to look at and what to do.",
+            "Alerts that wait or fire, and the run that each is about. Good: none; else open the page of that"
+            " name in docs/runbooks, which says what to look at and what to do.",
             [Query(_ALERTS, "")],
             kind="table",
             width=16,
@@ -61,7 +61,7 @@ RUN_ROW = Row(
         Panel(
             "Steps a second by run",
             "suffix: /s",
-            "The slowest rank of each run. Good: constant over a run; where it falls, compare the ranks below.",
+            "The slowest rank of each run. Good: constant over a run; else compare its ranks below.",
             [Query(f"min by (run_id) (1 / {_STEP})", "{{run_id}}")],
             minimum=0,
             links=OPEN,
@@ -69,8 +69,8 @@ RUN_ROW = Row(
         Panel(
             "Age of the last step by run",
             "s",
-            "Time since the slowest rank ended a step. Good: a sawtooth of one step; a straight rise is a stall or a"
-            " finished run.",
+            "Time since the slowest rank ended a step. Good: a sawtooth of one step; else, where it rises without"
+            " end, the run is finished or stalled: see TrainingStalled.",
             [Query(f"time() - min by (run_id) ({series('last_step_timestamp', RUNS)})", "{{run_id}}")],
             minimum=0,
             links=OPEN,
@@ -78,7 +78,8 @@ RUN_ROW = Row(
         Panel(
             "Loss by run",
             "none",
-            "Mean over the ranks, as the training loops reported it. Good: falling; open the run where it is not.",
+            "Mean over the ranks, as the training loops reported it. Good: falling; else open the run, and look"
+            " what moved first.",
             [Query(f"avg by (run_id) ({series('loss', RUNS)})", "{{run_id}}")],
             no_value="not reported",
             links=OPEN,
@@ -86,7 +87,7 @@ RUN_ROW = Row(
         Panel(
             "State found minus asked for, by run",
             "bytes",
-            "Good: exactly 0. Anything else: state is not stored the way it was asked for; see StateBytesUnexpected.",
+            "Good: exactly 0; else state is not stored the way it was asked for: see StateBytesUnexpected.",
             [
                 Query(
                     f"sum by (run_id, optimizer) ({recorded(recordings.STATE, RUNS)})"
@@ -99,8 +100,8 @@ RUN_ROW = Row(
         Panel(
             "State a parameter by run",
             "suffix: B",
-            "Bytes of optimizer state a parameter, the largest of the ranks. Good: 8 for fp32 AdamW, 4 for bf16, about"
-            " 2.05 for int8; a run above its peers lost its format.",
+            "Bytes of optimizer state a parameter, the largest of the ranks. Good: 8 for fp32 AdamW, 4 for bf16,"
+            " about 2.05 for int8; else the run lost its format: see StateBytesUnexpected.",
             [
                 Query(
                     f"max by (run_id, optimizer) ({recorded(recordings.PER_PARAMETER, RUNS)})",
@@ -113,7 +114,8 @@ RUN_ROW = Row(
         Panel(
             "Update error by run",
             "percentunit",
-            "From storing the state, the worst group of each run. Good: below 10 %; above 25 % training suffers.",
+            "From storing the state, the worst group of each run. Good: below 10 %; else, above 25 %, training"
+            " suffers: see QuantizationErrorHigh.",
             [
                 Query(
                     f"max by (run_id, optimizer) ({recorded(recordings.UPDATE_ERROR.record, CHOSEN_RUNS)})",
@@ -133,7 +135,8 @@ RANKS = Row(
         Panel(
             "Mean step by rank",
             "s",
-            "Over five minutes. Good: lines of a run on top of each other; a rank above them holds the others back.",
+            "Over five minutes. Good: lines of a run on top of each other; else a rank above them holds the"
+            " others back: see StragglerRank.",
             [Query(_STEP, "{{run_id}} rank {{rank}}")],
             minimum=0,
             links=OPEN,
@@ -141,8 +144,8 @@ RANKS = Row(
         Panel(
             "Slowest rank against the median",
             "none",
-            "Mean step and mean optimizer step of the slowest rank over the median of its run. Good: near 1; see"
-            " StragglerRank above 1.25 and 2.",
+            "Mean step and mean optimizer step of the slowest rank over the median of its run. Good: near 1;"
+            " else, above 1.25 and 2, see StragglerRank.",
             [
                 Query(f"max by (run_id) ({_STEP}) / quantile by (run_id) (0.5, {_STEP})", "{{run_id}} step"),
                 Query(
@@ -156,7 +159,7 @@ RANKS = Row(
         Panel(
             "Steps behind the first rank",
             "short",
-            "Good: 0 or 1; a rank further behind is stalled, or its telemetry is.",
+            "Good: 0 or 1; else a rank is stalled, or its telemetry is: see TelemetryStale.",
             [
                 Query(
                     f"max by (run_id) ({series('step', RUNS)}) - min by (run_id) ({series('step', RUNS)})",
@@ -169,7 +172,7 @@ RANKS = Row(
         Panel(
             "Ranks and hosts",
             "string",
-            "Facts about each rank. Good: every rank of the world is listed once.",
+            "Facts about each rank. Good: every rank of the world is listed once; else see RankMissing.",
             [Query(series("run", RUNS), "")],
             kind="table",
             width=24,
@@ -178,7 +181,8 @@ RANKS = Row(
         Panel(
             "Optimizers",
             "string",
-            "What was asked for. Good: the codec you meant, on a compiled backend (not reference).",
+            "What was asked for. Good: the codec you meant, on a compiled backend; else change the constructor's"
+            " `state=`, or read the run's first warning about the backend.",
             [Query(series("optimizer", RUNS), "")],
             kind="table",
             width=24,
@@ -193,7 +197,8 @@ DEVICES = Row(
         Panel(
             "Device utilisation",
             "percentunit",
-            "Part of the time in which a kernel ran. Good: near 100 %; dips are data loading or communication.",
+            "Part of the time in which a kernel ran. Good: near 100 %; else look for data loading or"
+            " communication in the gaps.",
             [devices("device.utilization.ratio", matchers=RUNS)],
             minimum=0,
             no_value=NO_GPU,
@@ -201,8 +206,8 @@ DEVICES = Row(
         Panel(
             "Device power",
             "watt",
-            "Power drawn, and the mean from the energy counter. Good: near the limit while training; one GPU far below"
-            " the others waits for them, or is throttled.",
+            "Power drawn, and the mean from the energy counter. Good: near the limit while training; else a GPU"
+            " far below the others waits for them, or is throttled: look at the panels beside.",
             [
                 devices("device.power", matchers=RUNS),
                 devices("device.energy", "{{gpu}} mean", rate=True, matchers=RUNS),
@@ -220,7 +225,8 @@ DEVICES = Row(
         Panel(
             "Clocks held down",
             "none",
-            "1 while the driver holds the clock down for the reason. Good: 0, or the power limit only.",
+            "1 while the driver holds the clock down for the reason. Good: 0, or the power limit only; else look"
+            " at the cooling and the power supply of the host.",
             [devices("device.clock_throttled", "{{gpu}} {{reason}}", matchers=RUNS)],
             minimum=0,
             width=12,
@@ -229,7 +235,8 @@ DEVICES = Row(
         Panel(
             "Device faults",
             "short",
-            "Whether the device answers, its ECC and XID errors. Good: up 1, none uncorrected, no XID; else drain.",
+            "Whether the device answers, its ECC and XID errors. Good: up 1, none uncorrected, no XID; else drain"
+            " the host: see DeviceLost and EccErrors.",
             [
                 devices("device_up", "up {{gpu}}", matchers=RUNS),
                 devices("device.ecc_errors", "ECC {{error}} {{gpu}}", matchers=RUNS),
@@ -243,7 +250,8 @@ DEVICES = Row(
         Panel(
             "Devices",
             "string",
-            "UUID, model and driver of each GPU. Good: the same model and driver everywhere.",
+            "UUID, model and driver of each GPU. Good: the same model and driver everywhere; else the slowest of"
+            " them sets the pace.",
             [Query(node("device", matchers=RUNS), "")],
             kind="table",
             width=24,

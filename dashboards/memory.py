@@ -24,8 +24,8 @@ STATE = Row(
         Panel(
             "State found against asked for",
             "bytes",
-            "Good: one line hides the other. They part at the first step after a resume that changed the format: load"
-            " the checkpoint with optimizer.load_state_dict().",
+            "Good: one line hides the other; else, from the first step after a resume that changed the format on,"
+            " load the checkpoint with optimizer.load_state_dict().",
             [
                 total("optimizer.state", "slot", legend="{{slot}} found"),
                 total("optimizer.state_expected", "slot", legend="{{slot}} asked for"),
@@ -35,8 +35,8 @@ STATE = Row(
         Panel(
             "State by slot and dtype",
             "bytes",
-            "Bytes of state found, over the ranks chosen. Good: flat from the first step on, in the dtypes you asked"
-            " for; a new dtype is a conversion that the run made without being asked.",
+            "Bytes of state found, over the ranks chosen. Good: flat from the first step on, in the dtypes you"
+            " asked for; else a new dtype is a conversion: see StateBytesUnexpected.",
             [total("optimizer.state", "slot", "dtype", "device")],
             stacked=True,
             minimum=0,
@@ -64,7 +64,8 @@ HOLDINGS = Row(
         Panel(
             "Parameters, gradients and state",
             "bytes",
-            "Over the ranks chosen. Good: flat. Gradients that stay: zero_grad(set_to_none=True), or release them.",
+            "Over the ranks chosen. Good: flat; else, where gradients stay, call zero_grad(set_to_none=True), or"
+            " release them.",
             [
                 total("parameter", legend="parameters"),
                 total("gradient", legend="gradients"),
@@ -77,7 +78,8 @@ HOLDINGS = Row(
         Panel(
             "Parameters",
             "short",
-            "Elements the optimizers hold, over the ranks chosen. Good: constant; it grows where layers are unfrozen.",
+            "Elements the optimizers hold, over the ranks chosen. Good: constant; else layers were unfrozen or"
+            " frozen: did you mean that?",
             [total("parameters", "optimizer", "dtype", "device")],
             minimum=0,
             width=12,
@@ -85,9 +87,9 @@ HOLDINGS = Row(
         Panel(
             "Everything else",
             "bytes",
-            "Memory in use that is neither parameters, gradients nor state of optimizers chosen. Good: flat. On GPUs it"
-            " is what lives on from step to step; host memory has Python and its libraries. What grows is kept by"
-            " someone.",
+            "Memory in use that is neither parameters, gradients nor state of optimizers chosen: on GPUs what"
+            " lives on from step to step, on hosts also Python and its libraries. Good: flat; else someone keeps"
+            " what grows: see MemoryLeak.",
             [
                 Query(rest("allocator.allocated", "cuda.*"), "on GPUs"),
                 Query(rest("host_memory.rss", "cpu"), "host"),
@@ -99,8 +101,8 @@ HOLDINGS = Row(
         Panel(
             "Resident host memory",
             "bytes",
-            "Resident memory of each training process, and its peak. Good: flat after the first minutes; a steady rise"
-            " is a leak: see MemoryLeak.",
+            "Resident memory of each training process, and its peak. Good: flat after the first minutes; else, in"
+            " a steady rise, it is a leak: see MemoryLeak.",
             [
                 Query(f"max by (rank) ({series('host_memory.rss', RUN)})", "rank {{rank}}"),
                 Query(f"max ({series('host_memory.peak', RUN)})", "peak of all ranks"),
@@ -111,8 +113,8 @@ HOLDINGS = Row(
         Panel(
             "Resident host memory in an hour",
             "bytes",
-            "A straight line through the last 30 minutes, drawn on for an hour; it means nothing in a run's first ones."
-            " Good: where it is now. If it is above the memory of the host, plan a restart or find the leak.",
+            "A straight line through the last 30 minutes, drawn on for an hour; it means nothing in a run's first"
+            " ones. Good: where it is now; else, above the memory of the host, plan a restart or find the leak.",
             [
                 Query(
                     f"max by (rank) (predict_linear({series('host_memory.rss', RUN)}[30m], 3600))",
@@ -131,7 +133,8 @@ DEVICE = Row(
         Panel(
             "Device memory",
             "bytes",
-            "As the driver reports it; whether used includes reserved differs between drivers. Good: used below total.",
+            "As the driver reports it; whether used includes reserved differs between drivers. Good: used below"
+            " total; else see MemoryHeadroomLow.",
             [
                 devices("device.memory.used", "used {{gpu}}"),
                 devices("device.memory.reserved", "reserved {{gpu}}"),
@@ -144,7 +147,7 @@ DEVICE = Row(
         Panel(
             "Device memory free",
             "percentunit",
-            "Good: above 5 %; below it a longer batch may run out: use a low-bit state, or release_gradients().",
+            "Good: above 5 %; else a longer batch may run out: use a low-bit state, or release_gradients().",
             [
                 Query(
                     f"({node('device.memory.free')}) / ({node('device.memory.total')})",
@@ -171,7 +174,8 @@ DEVICE = Row(
         Panel(
             "torch's allocator",
             "bytes",
-            "Good: reserved not far above allocated, peaks below the device's total.",
+            "Good: reserved not far above allocated, peaks below the device's total; else look at the"
+            " fragmentation beside.",
             [
                 latest("allocator.allocated", "allocated, rank {{rank}}"),
                 latest("allocator.reserved", "reserved, rank {{rank}}"),
@@ -185,7 +189,7 @@ DEVICE = Row(
         Panel(
             "Fragmentation",
             "percentunit",
-            "Inactive split memory of the reserved. Good: below 20 %; above, try expandable_segments:True in"
+            "Inactive split memory of the reserved. Good: below 20 %; else try expandable_segments:True in"
             " PYTORCH_CUDA_ALLOC_CONF.",
             [
                 Query(
@@ -200,8 +204,8 @@ DEVICE = Row(
         Panel(
             "Allocator retries and failures a second",
             "suffix: /s",
-            "Allocations that had to flush the cache first, and those that failed. Good: none; retries are slow, and"
-            " failures come next: leave more memory free.",
+            "Allocations that had to flush the cache first, and those that failed. Good: none; else leave more"
+            " memory free, for retries are slow, and failures come next: see AllocatorRetries.",
             [
                 rate("allocator.retries", "rank", legend="retries, rank {{rank}}"),
                 rate("allocator.ooms", "rank", legend="failures, rank {{rank}}"),

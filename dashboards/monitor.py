@@ -25,8 +25,7 @@ OVERVIEW = Row(
         Panel(
             "Agents that answer",
             "none",
-            "Agents that Prometheus scrapes, of all it knows; and those that push. Good: all; for the others see"
-            " AgentDown.",
+            "Agents that Prometheus scrapes, of all it knows; and those that push. Good: all; else see AgentDown.",
             [Query(f"sum ({_AGENTS})", "answer"), Query(f"count ({_AGENTS})", "known")],
             kind="stat",
             width=6,
@@ -35,7 +34,7 @@ OVERVIEW = Row(
         Panel(
             "Ranks watched",
             "none",
-            "Living ranks of the runs chosen. Good: the world sizes of the runs, added up.",
+            "Living ranks of the runs chosen. Good: the world sizes of the runs, added up; else see RankMissing.",
             [Query(f"sum ({series('rank_up', RUNS)})", "ranks")],
             kind="stat",
             width=6,
@@ -74,8 +73,8 @@ COST = Row(
         Panel(
             "Age of the full statistics",
             "s",
-            "How old the newest full statistics were at the newest step. Good: no more than `every` steps; it grows"
-            " without end where they have stopped: see TelemetryStale.",
+            "How old the newest full statistics were at the newest step. Good: no more than `every` steps; else"
+            " they have stopped: see TelemetryStale.",
             [
                 Query(
                     f"max by (run_id, rank) ({series('last_step_timestamp', RUNS)})"
@@ -88,7 +87,7 @@ COST = Row(
         Panel(
             "Time to render a scrape",
             "s",
-            "Good: below 50 ms; it grows with ranks and groups. Serve fewer series, or scrape less often.",
+            "Good: below 50 ms; else serve fewer series, or scrape less often: it grows with ranks and groups.",
             [Query(f"max by (instance) ({series('scrape_duration', ANY_JOB)})", "{{instance}}")],
             minimum=0,
         ),
@@ -116,8 +115,8 @@ LOSSES = Row(
         Panel(
             "Boards skipped",
             "short",
-            "Boards that could not be read, since the agent started. Good: 0; a `version` in another environment's"
-            " format needs an agent of that version.",
+            "Boards that could not be read, since the agent started. Good: 0; else read the reason: a `version`"
+            " in another environment's format needs an agent of that version.",
             [total("boards_skipped", "instance", "reason", matchers=ANY_JOB)],
             minimum=0,
             no_value="none",
@@ -133,8 +132,8 @@ LOSSES = Row(
         Panel(
             "Optimizers that could not be read",
             "short",
-            "Errors in reading the state of an optimizer that is not optwatch's. Good: 0; after the first one its"
-            " statistics end, bytes and durations go on: the warning of the training process says why.",
+            "Errors in reading the state of an optimizer that is not optwatch's. Good: 0; else its statistics"
+            " have ended (bytes and durations go on), and the warning of the training process says why.",
             [total("adapter_errors", "run_id", "optimizer", matchers=RUNS)],
             minimum=0,
         ),
@@ -149,7 +148,8 @@ LOSSES = Row(
         Panel(
             "OTLP pushes a second",
             "suffix: /s",
-            "Pushes that a collector took, and those that did not reach it. Good: no failures; see ExportFailing.",
+            "Pushes that a collector took, and those that did not reach it. Good: no failures; else see"
+            " ExportFailing.",
             [
                 rate("otlp_exports", "instance", matchers=ANY_JOB, legend="taken {{instance}}"),
                 rate(
@@ -162,7 +162,7 @@ LOSSES = Row(
         Panel(
             "Agents",
             "string",
-            "Version of each agent. Good: the same on all nodes.",
+            "Version of each agent. Good: the same on all nodes; else install it anew on those that lag behind.",
             [Query(series("build", ANY_JOB), "")],
             kind="table",
             width=16,

@@ -15,15 +15,16 @@ GRADIENTS = Row(
         Panel(
             "Gradient norm",
             "none",
-            "Norm of the gradients of each group, the largest of the ranks. Good: slow drift, no spikes, groups within"
-            " a few orders of magnitude of each other.",
+            "Norm of the gradients of each group, the largest of the ranks. Good: slow drift, no spikes, groups"
+            " within a few orders of magnitude of each other; else see GradientNormSpike.",
             [worst("gradient.norm", "optimizer", "group")],
             log=True,
         ),
         Panel(
             "Non-finite gradient elements a second",
             "short",
-            "Gradient elements that were NaN or infinite. Good: none; under loss scaling, single bursts.",
+            "Gradient elements that were NaN or infinite. Good: none, or under loss scaling single bursts; else"
+            " see NonFiniteGradients.",
             [
                 rate(
                     "nonfinite_elements",
@@ -38,14 +39,15 @@ GRADIENTS = Row(
         Panel(
             "Cosine of first moment and gradient",
             "none",
-            "How far the gradient points where the first moment points. Good: steady and above 0; near 0, noise rules.",
+            "How far the gradient points where the first moment points. Good: steady and above 0; else, near 0,"
+            " noise rules: a larger batch or a lower beta1 helps.",
             [worst("moment_gradient_cosine", "optimizer", "group")],
         ),
         Panel(
             "Norm before clipping",
             "none",
-            "Norm of all gradients before an optimizer with max_grad_norm= clipped them, the largest of the ranks."
-            " Good: slow drift; a spike that clipping caught is seen here only.",
+            "Norm of all gradients before an optimizer with max_grad_norm= clipped them, the largest of the"
+            " ranks. Good: slow drift; else see GradientNormSpike: a spike that clipping caught is seen here only.",
             [worst("gradient.norm_before_clipping", "optimizer", matchers=OPTIMIZER)],
             log=True,
             width=12,
@@ -54,8 +56,8 @@ GRADIENTS = Row(
         Panel(
             "Left by clipping",
             "percentunit",
-            "What all gradients were multiplied by, the smallest of the ranks. Good: 100 % at most steps. If it stays"
-            " far below, it is max_grad_norm= that sets the size of a step: raise it, or lower the rate.",
+            "What all gradients were multiplied by, the smallest of the ranks. Good: 100 % at most steps; else it"
+            " is max_grad_norm= that sets the size of a step: raise it, or lower the rate.",
             [
                 Query(
                     f"min by (optimizer) ({series('gradient_clip.ratio', OPTIMIZER)})",
@@ -75,7 +77,8 @@ UPDATES = Row(
         Panel(
             "Update over weight",
             "percentunit",
-            "Norm of the update over the norm of the weights, by group. Good: about 0.01 % to 1 %.",
+            "Norm of the update over the norm of the weights, by group. Good: about 0.01 % to 1 %; else see"
+            " UpdateRatioTooHigh and UpdateRatioTooLow.",
             [worst("update_to_parameter.ratio", "optimizer", "group")],
             log=True,
             width=12,
@@ -83,8 +86,8 @@ UPDATES = Row(
         Panel(
             "Weights unchanged",
             "percentunit",
-            "Weights whose stored value a step did not change. Good: far below 100 %; near it, the update is below the"
-            " resolution of the weights' dtype.",
+            "Weights whose stored value a step did not change. Good: far below 100 %; else the update is below"
+            " the resolution of the weights' dtype: see WeightsNotMoving.",
             [worst("weights_unchanged.ratio", "optimizer", "group")],
             minimum=0,
             width=12,
@@ -92,7 +95,8 @@ UPDATES = Row(
         Panel(
             "Update norm",
             "none",
-            "Norm of what is subtracted from the weights, by group. Good: follows the learning rate.",
+            "Norm of what is subtracted from the weights, by group. Good: follows the learning rate; else see"
+            " UpdateRatioTooHigh, and NonFiniteUpdates where a line ends.",
             [worst("update.norm", "optimizer", "group")],
             log=True,
             width=12,
@@ -100,7 +104,8 @@ UPDATES = Row(
         Panel(
             "Weight norm",
             "none",
-            "Norm of the weights after the step, by group. Good: slow and smooth.",
+            "Norm of the weights after the step, by group. Good: slow and smooth; else, where it grows without"
+            " end, raise the weight decay or lower the rate.",
             [worst("parameter.norm", "optimizer", "group")],
             width=12,
         ),
@@ -114,7 +119,8 @@ STATE = Row(
         Panel(
             "Update error from storing the state",
             "percentunit",
-            "RMS of u(stored) minus u(exact) over RMS of u(exact): tells whether training is harmed. Good: below 10 %.",
+            "RMS of u(stored) minus u(exact) over RMS of u(exact): tells whether training is harmed. Good: below"
+            " 10 %; else see QuantizationErrorHigh and QuantizationErrorSpike.",
             [worst("update_quantization_error.ratio", "optimizer", "group")],
             log=True,
             width=12,
@@ -124,8 +130,8 @@ STATE = Row(
         Panel(
             "Quantisation error of the state",
             "percentunit",
-            "RMS of stored minus exact over RMS of exact; for second moments of their roots. Good: steady, and in line"
-            " with the update error beside it, which is the one that matters.",
+            "RMS of stored minus exact over RMS of exact; for second moments of their roots. Good: steady; else"
+            " look at the update error beside it, which is the one that matters.",
             [worst("quantization_error.ratio", "slot", "group")],
             log=True,
             width=12,
@@ -134,8 +140,8 @@ STATE = Row(
         Panel(
             "Stored as zero",
             "percentunit",
-            "Non-zero values stored as zero, of all. Good: 0 for second moments (a zero there blows the update up);"
-            " some percent for first moments.",
+            "Non-zero values stored as zero, of all. Good: 0 for second moments, some percent for first moments;"
+            " else see SecondMomentUnderflow: a zero there blows the update up.",
             [worst("quantization_underflow.ratio", "slot", "group")],
             minimum=0,
             width=12,
@@ -144,7 +150,8 @@ STATE = Row(
         Panel(
             "Clipped",
             "percentunit",
-            "Finite values clipped to the largest that their block can hold, of all. Good: about 0.",
+            "Finite values clipped to the largest that their block can hold, of all. Good: about 0; else see"
+            " CodecSaturated.",
             [worst("quantization_saturated.ratio", "slot", "group")],
             minimum=0,
             width=12,
@@ -153,7 +160,8 @@ STATE = Row(
         Panel(
             "Moment, root mean square",
             "none",
-            "RMS of the exact moments, for second moments of their roots. Good: follows the gradients, slowly.",
+            "RMS of the exact moments, for second moments of their roots. Good: follows the gradients, slowly;"
+            " else look for a resume that lost the moments.",
             [worst("moment.rms", "slot", "group")],
             log=True,
             width=12,
@@ -162,7 +170,8 @@ STATE = Row(
         Panel(
             "Moment, mean",
             "none",
-            "Mean of the exact moments. Good: near 0 for first moments, above 0 for second moments.",
+            "Mean of the exact moments. Good: near 0 for first moments, above 0 for second moments; else"
+            " gradients have a direction that they never leave: look at the data.",
             [worst("moment.mean", "slot", "group")],
             width=12,
             height=10,
@@ -170,7 +179,8 @@ STATE = Row(
         Panel(
             "Moment, largest magnitude",
             "none",
-            "Good: within a few orders of magnitude of the RMS; outliers make coarse blocks.",
+            "Good: within a few orders of magnitude of the RMS; else outliers make coarse blocks: look at the"
+            " update error, and keep the group in fp32 if that is high.",
             [worst("moment.absmax", "slot", "group")],
             log=True,
             width=12,
@@ -179,7 +189,8 @@ STATE = Row(
         Panel(
             "Moment, norm",
             "none",
-            "Norm of the exact moments, for second moments of their roots. Good: slow and smooth.",
+            "Norm of the exact moments, for second moments of their roots. Good: slow and smooth; else, where a"
+            " line ends, it is NaN: see NonFiniteUpdates.",
             [worst("moment.norm", "slot", "group")],
             log=True,
             width=12,
@@ -194,8 +205,9 @@ BLOCKS = Row(
         Panel(
             "Estimated update error",
             "percentunit",
-            "Update error of an optimizer that is not optwatch's: the step is computed once more in fp32 on sampled"
-            " blocks of its state. Good: below 10 %.",
+            "Update error of an optimizer that is not optwatch's: the step is computed once more in fp32 on"
+            " sampled blocks of its state. Good: below 10 %; else choose another format: shadow= and what_if="
+            " compare them.",
             [worst("estimated_update_quantization_error.ratio", "optimizer", "group")],
             log=True,
             width=12,
@@ -206,8 +218,8 @@ BLOCKS = Row(
         Panel(
             "Estimated quantisation error of the state",
             "percentunit",
-            "RMS of stored minus exact over RMS of exact, for second moments of their roots, on the same blocks. Good:"
-            " steady; the update error beside it is the one that matters.",
+            "RMS of stored minus exact over RMS of exact, for second moments of their roots, on the same blocks."
+            " Good: steady; else look at the update error beside it, which is the one that matters.",
             [worst("estimated_quantization_error.ratio", "slot", "group")],
             log=True,
             width=12,
@@ -229,8 +241,9 @@ BLOCKS = Row(
         Panel(
             "Error of the moments that accumulated",
             "percentunit",
-            "Stored moments against a copy kept in fp32 since watching began, for second moments of their roots. Good:"
-            " levels off after some times 1 / (1 - beta) steps; a rise without end is a bias of the format.",
+            "Stored moments against a copy kept in fp32 since watching began, for second moments of their roots."
+            " Good: levels off after some times 1 / (1 - beta) steps; else, in a rise without end, the format has"
+            " a bias: choose another.",
             [worst("shadow_moment_error.ratio", "slot", "group", "format")],
             log=True,
             width=12,

@@ -27,6 +27,7 @@ with warnings.catch_warnings():
 
     from dashboards import build, optimizer
     from dashboards.board import VARIABLES, Board
+    from deploy.prometheus.alerts import ALERTS
     from deploy.prometheus.recordings import RECORDINGS
 
 ROOT = Path(__file__).parents[2]
@@ -142,10 +143,13 @@ def test_rows() -> None:
 
 @pytest.mark.parametrize(("board", "panel"), PANELS, ids=_id)
 def test_panel_is_explained(board: Board, panel: dict) -> None:
-    """Each panel has a unit, and says what it shows and what good looks like."""
+    """Each panel has a unit, and says what good looks like and what to do else; a runbook that it names exists."""
     unit = panel["fieldConfig"]["defaults"]["unit"]
     assert unit in UNITS or unit.startswith("suffix: ")
-    assert "Good: " in panel["description"]
+    good = panel["description"].partition("Good: ")[2]
+    assert re.search(r"\belse\b", good), "say what to do where it is not good"
+    named = set(re.findall(r"\b(?:[A-Z][a-z]+){2,}\b", panel["description"]))
+    assert named <= {alert.name for alert in ALERTS}
     assert panel["datasource"]["uid"] == "${datasource}"
     assert panel["targets"]
     references = [target["refId"] for target in panel["targets"]]
