@@ -1,7 +1,5 @@
-// Plans that are worth a loop of their own: loading, the step and the preparation of storing in one pass.
-//
-// A plan is composed of its codecs' and its rule's functions, each with a loop over a block in the first-level cache.
-// Where the arithmetic of a plan is short beside those loads and stores it pays to write the composition out.
+// AdamW with one byte an element, the plan that most memory is saved by: its loop is written by hand, see fused.h for
+// those of the other rules.
 #pragma once
 
 #include "optwatch/codecs/int8/cpu.h"
@@ -10,12 +8,12 @@
 
 namespace optwatch::OPTWATCH_ISA {
 
-// AdamW with one byte an element. One pass over the block decodes, steps, and collects the squares and the ranges that
-// the encoders need; only the new moments go through the first-level cache, and the codecs' own loops encode them.
-// Decoding multiplies by beta and is added to in one go, the step size is part of the denominator, and products are
-// contracted: on Zen 5, where two busy threads of a core share its arithmetic units and the number of instructions is
-// all that counts, 16 elements take 9.6 ns in place of the composition's 11.1. The weights differ from the rule's in
-// the last bits, and are the same with and without full statistics.
+// One pass over the block decodes, steps, and collects the squares and the ranges that the encoders need; only the new
+// moments go through the first-level cache, and the codecs' own loops encode them. Decoding multiplies by beta and is
+// added to in one go, the step size is part of the denominator, and products are contracted: on Zen 5, where two busy
+// threads of a core share its arithmetic units and the number of instructions is all that counts, 16 elements take 9.6
+// ns in place of the composition's 11.1. The weights differ from the rule's in the last bits, and are the same with and
+// without full statistics.
 struct AdamWInt8 {
   struct Scalars {  // as in rule.py
     float grad_scale, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, inv_sqrt_bc2, decay;
