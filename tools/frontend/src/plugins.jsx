@@ -6,7 +6,7 @@ import {
 import { config } from '@grafana/runtime';
 import { sceneUtils } from '@grafana/scenes';
 import { BigValue, Table, TimeSeries, VizRepeater, useTheme2 } from '@grafana/ui';
-import { useLayoutEffect, useMemo, useRef } from 'react';
+import { useEffect, useLayoutEffect, useMemo, useRef } from 'react';
 
 const nothing = () => null;
 
@@ -46,12 +46,15 @@ function TimeSeriesPanel({ data, timeRange, timeZone, width, height, options, fi
 function Annotations({ uplot, frames }) {
   const theme = useTheme2();
   const marks = useRef([]);
+  const plot = useRef(null);
   marks.current = frames.flatMap((frame) => {
     const column = (name) => frame.fields.find((field) => field.name === name)?.values ?? [];
     return column('time').map((time, i) => ({ time, color: column('color')[i], title: column('title')[i] }));
   });
   useLayoutEffect(() => {
-    uplot.addHook('draw', ({ ctx, bbox, valToPos, scales }) => {
+    uplot.addHook('draw', (drawn) => {
+      const { ctx, bbox, valToPos, scales } = drawn;
+      plot.current = drawn;
       ctx.save();
       for (const { time, color } of marks.current) {
         if (time >= scales.x.min && time <= scales.x.max) {
@@ -74,7 +77,11 @@ function Annotations({ uplot, frames }) {
       ctx.restore();
     });
   }, [uplot]);
-  return marks.current.map(({ title, time }) => <i hidden key={title + time} data-mark={title} />);
+  // They may come after the series.
+  useEffect(() => plot.current?.redraw(false), [frames]);
+  return marks.current.map(({ title, time, color }) => (
+    <i hidden key={title + time} data-mark={title} style={{ color: theme.visualization.getColorByName(color) }} />
+  ));
 }
 
 function StatPanel({ data, timeZone, width, height, options, fieldConfig, replaceVariables, renderCounter }) {
