@@ -26,11 +26,10 @@ from optwatch.optim import PlanStats, StatsLayout, StepStats
 from optwatch.optim.layout import flat_copy
 from optwatch.optim.sharded import local
 
-#: Elements of a chunk. On a CPU a chunk of gradient, weight and two moments fits the second-level cache, and sums in
-#: fp32 over it are exact to 1e-6; on a GPU launches are what costs.
-CHUNK, DEVICE_CHUNK = 1 << 16, 1 << 22
-#: Elements whose squares are summed at once in fp32, for the gradient's norm.
-NORM_CHUNK = 1 << 18
+#: Elements of a chunk. On a CPU a chunk of gradient, weight and two moments fits the second-level cache, sums in fp32
+#: over it are exact to 1e-6, and torch works on it without other threads: waiting for them thousands of times takes
+#: seconds where cores are busy. On a GPU launches are what costs.
+CHUNK, DEVICE_CHUNK = 1 << 15, 1 << 22
 
 #: What nobody can know without the kernel: the exact values before they were stored, and the old weights.
 ABSENT = ("update_error_sq", "unchanged", "error_sq", "underflow", "saturated")
@@ -237,7 +236,7 @@ def _chunks(member: Member, slots: Sequence[Stored], rule: _Rule | None) -> list
         if grad is not None:
             cells["grad_sq"] = _square(grad)
             if slots and slots[0].kind is Kind.SIGNED:
-                cells["moment_grad"] = torch.dot(values[0], grad)
+                cells["moment_grad"] = (values[0] * grad).sum()
             if rule is not None:
                 cells["update_sq"] = _square(rule.update(values, grad))
         elif start == 0:  # a sparse gradient has elements of its own
@@ -257,13 +256,14 @@ def _slot_sums(slot: Stored, values: Tensor, zero: Tensor) -> list[Tensor]:
     known = {
         "exact_sq": total if slot.kind is Kind.SECOND_MOMENT else _square(values),
         "sum": total,
-        "absmax": torch.linalg.vector_norm(values, float("inf")),
+        "absmax": values.abs().amax(),
     }
     return [known.get(field, zero) for field in SLOT_FIELDS]
 
 
 def _square(values: Tensor) -> Tensor:
-    return torch.dot(values, values)
+    norm: Tensor = torch.linalg.vector_norm(values)
+    return norm.square()
 
 
 def _index(positions: Sequence[int], device: torch.device) -> Tensor:
@@ -276,19 +276,11 @@ def _squares(grads: Sequence[Tensor]) -> Tensor:
     chunks: list[Tensor] = []
     counts: list[int] = []
     for grad in grads:
-        cut = grad.split(NORM_CHUNK if grad.device.type == "cpu" else DEVICE_CHUNK)
+        cut = grad.split(CHUNK if grad.device.type == "cpu" else DEVICE_CHUNK)
         chunks += cut
         counts.append(len(cut))
-    if chunks[0].device.type == "cpu":
-        partial = torch.stack([_square(chunk.float()) for chunk in chunks]).double()
-    else:
-        partial = (
-            torch.stack(
-                torch._foreach_norm(chunks, 2, torch.float32)  # noqa: SLF001 - torch's own clipping calls it
-            )
-            .double()
-            .square()
-        )
+    norms = torch._foreach_norm(chunks, 2, torch.float32)  # noqa: SLF001 - torch's own clipping calls it
+    partial = torch.stack(norms).double().square()
     if len(chunks) == len(grads):
         return partial
     owner = torch.from_numpy(np.repeat(np.arange(len(grads)), counts)).to(partial.device, non_blocking=True)
