@@ -1,5 +1,5 @@
 # What a user and a developer run. Every target makes its own environment first; nothing outside this folder is
-# changed, except that `make test-all` refreshes Debian's package lists when it runs as root.
+# changed, except that as root `make test` refreshes Debian's package lists, and `make test-all` installs a browser.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
@@ -55,7 +55,8 @@ demo: $(VENV)/.demo ## train a small transformer for two minutes and watch it li
 	$(BIN)/optwatch demo $(DEMO)
 
 .PHONY: test
-test: $(VENV)/.test ## the tests that need nothing but this machine (minutes)
+test: $(VENV)/.test ## the tests that need no other process than promtool (minutes)
+	tests/install-debian-packages prometheus
 	$(PYTEST) $(WORKERS) -m "not slow and not integration" $(TESTS)
 
 .PHONY: test-all

@@ -33,8 +33,6 @@ from deploy.prometheus.alerts import Alert
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.integration
-
 FILE = Path(__file__).parents[2] / rules.DEFAULT_PATH
 #: Between two evaluations, as shipped.
 INTERVAL = yaml.safe_load(FILE.with_name("prometheus.yml").read_text(encoding="utf-8"))["global"][

@@ -5,13 +5,9 @@ from __future__ import annotations
 import lzma
 from pathlib import Path
 
-import pytest
-
 from alerts.record import FILE, SAMPLES, STEP, read_series
 from alerts.test_alerts import promtool
 from deploy.prometheus import rules
-
-pytestmark = pytest.mark.integration
 
 
 def _series() -> dict[str, str]:
