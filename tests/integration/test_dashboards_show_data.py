@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from agent_process import eventually
 from node import RULES, node
 from optwatch.metrics.catalogue import CATALOGUE
 from optwatch.metrics.spec import MetricSpec
@@ -100,13 +101,17 @@ def test_every_metric_answers(spec: MetricSpec, way: str, servers: dict[str, Pro
 
 
 def test_pushed_series_are_those_of_a_scrape(servers: dict[str, PrometheusServer]) -> None:
-    """The same names and labels, but for those of the target."""
-    found = {}
-    for way, server in servers.items():
-        series = server.query('{__name__=~"optwatch_.+", job="optwatch"}')
-        found[way] = {
+    """The same names and labels, but for those of the target, over all that happens to the run again and again."""
+
+    def seen(way: str) -> set[tuple[tuple[str, str], ...]]:
+        series = servers[way].query('last_over_time({__name__=~"optwatch_.+", job="optwatch"}[10m])')
+        return {
             tuple(sorted((name, value) for name, value in one["metric"].items() if name not in TARGET))
             for one in series
         }
+
+    def check() -> None:
+        assert seen("scraped") == seen("pushed")
+
     # A series that has just begun may not have arrived on the other way.
-    assert len(found["scraped"] ^ found["pushed"]) < 0.02 * len(found["scraped"])
+    eventually(check, 60)
