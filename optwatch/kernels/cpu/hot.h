@@ -1,8 +1,11 @@
-// AdamW with one byte an element, the plan that most memory is saved by: its loop is written by hand, see fused.h for
-// those of the other rules.
+// Adam and AdamW with one byte an element, the plans that most memory is saved by: their loop is written by hand, see
+// fused.h for those of the other rules.
 #pragma once
 
+#include <type_traits>
+
 #include "optwatch/codecs/int8/cpu.h"
+#include "optwatch/rules/adam/cpu.h"
 #include "optwatch/rules/adamw/cpu.h"
 #include "sums.h"
 
@@ -14,14 +17,13 @@ namespace optwatch::OPTWATCH_ISA {
 // threads of a core share its arithmetic units and the number of instructions is all that counts, 16 elements take 9.6
 // ns in place of the composition's 11.1. The weights differ from the rule's in the last bits, and are the same with and
 // without full statistics.
-struct AdamWInt8 {
-  struct Scalars {  // as in rule.py
-    float grad_scale, one_minus_beta1, beta2, one_minus_beta2, eps, step_size, inv_sqrt_bc2, decay;
-  } h;
-  static_assert(sizeof(Scalars) == rules_adamw[0].scalars * sizeof(float));
+template <class R>
+struct AdamInt8 {
+  static constexpr bool kDecoupled = std::is_base_of_v<Decoupled, R>;
+  typename R::Scalars h;
   float root_factor, eps;  // the denominator divided by the step size: root_factor * sqrt(v) + eps
 
-  explicit AdamWInt8(const float* scalars) {
+  explicit AdamInt8(const float* scalars) {
     std::memcpy(&h, scalars, sizeof h);
     root_factor = h.inv_sqrt_bc2 / h.step_size;
     eps = h.eps / h.step_size;
@@ -44,15 +46,21 @@ struct AdamWInt8 {
     LogRange v_range = *v_range_out;
     Sums sums = *sums_out;
     for (const int end = i + n; i < end; i += kWidth) {
-      sums.ahead.ask<2>();
-      const Float raw = load(grads + i), g = scaled ? raw * h.grad_scale : raw, square = g * g;
-      sums.grad += scaled ? raw * raw : square;
+      sums.ahead.template ask<2>();
+      const Float raw = load(grads + i), w = load(weights + i);
+      Float g = scaled ? raw * h.grad_scale : raw;
+      if constexpr (!kDecoupled) g = fma(w, splat(h.l2), g);
+      const Float square = g * g;
+      sums.grad = fma(raw, raw, sums.grad);
       const Float m = m_reader.read_onto<1>({g * h.one_minus_beta1}, i).v[0];
       const Float v = v_reader.read_onto<1>({square * h.one_minus_beta2}, i).v[0];
       const Float u = m / fma(sqrt(v), splat(root_factor), splat(eps));
       store(next_m + i, m);
       store(next_v + i, v);
-      store(new_weights + i, fma(load(weights + i), splat(h.decay), -u));
+      if constexpr (kDecoupled)
+        store(new_weights + i, fma(w, splat(h.decay), -u));
+      else
+        store(new_weights + i, w - u);
       if constexpr (keep) store(updates + i, u);
       sums.update = fma(u, u, sums.update);
       m_range.add(m);
@@ -150,19 +158,25 @@ struct AdamWInt8 {
   }
 };
 
-inline bool adamw_int8_fits(const float* scalars, int) { return AdamWInt8(scalars).fits(); }
+template <class R>
+inline bool adam_int8_fits(const float* scalars, int) {
+  return AdamInt8<R>(scalars).fits();
+}
 
-inline HotSums adamw_int8_step(const HotBlock& b, const float* scalars) {
-  const AdamWInt8 plan(scalars);
+template <class R>
+inline HotSums adam_int8_step(const HotBlock& b, const float* scalars) {
+  const AdamInt8<R> plan(scalars);
   const bool scaled = plan.h.grad_scale != 1;
-  if (b.update) return scaled ? plan.run<true, true>(b) : plan.run<false, true>(b);
-  return scaled ? plan.run<true, false>(b) : plan.run<false, false>(b);
+  if (b.update) return scaled ? plan.template run<true, true>(b) : plan.template run<false, true>(b);
+  return scaled ? plan.template run<true, false>(b) : plan.template run<false, false>(b);
 }
 
-inline bool adamw_int8_observe(const HotBlock& b, const float* scalars, const HotSums& known, double* sums) {
-  return AdamWInt8(scalars).observe(b, known, sums);
+template <class R>
+inline bool adam_int8_observe(const HotBlock& b, const float* scalars, const HotSums& known, double* sums) {
+  return AdamInt8<R>(scalars).observe(b, known, sums);
 }
 
-constexpr Hot kAdamWInt8 = {adamw_int8_fits, adamw_int8_step, adamw_int8_observe};
+template <class R>
+constexpr Hot kAdamInt8 = {adam_int8_fits<R>, adam_int8_step<R>, adam_int8_observe<R>};
 
 }  // namespace optwatch::OPTWATCH_ISA

@@ -46,7 +46,8 @@ const Type* find_type(const char* name) { return find(kTypes, name); }
 const Hot* find_hot(const Rule& rule, const Codec* const* codecs) {
   for (int s = 0; s < rule.slots; s++)
     if (!same(codecs[s]->name, rule.second_moment[s] ? "int8_log" : "int8_cubic")) return nullptr;
-  if (same(rule.name, "adamw")) return &kAdamWInt8;
+  if (same(rule.name, "adamw")) return &kAdamInt8<AdamW>;
+  if (same(rule.name, "adam")) return &kAdamInt8<Adam>;
   return rule.bytes.step ? &rule.bytes : nullptr;
 }
 
