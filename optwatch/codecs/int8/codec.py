@@ -21,6 +21,10 @@ from optwatch.codecs.base import Buffer, Codec, Kind, blocks
 
 SMALLEST = torch.finfo(torch.float32).tiny  # 2**-126: smaller magnitudes are not told apart
 LARGEST = torch.finfo(torch.float32).max
+HIGHEST = (
+    2 - 2.0**-13
+) * 2.0**127  # of a grid: the last bits of its exponents must not carry a value beyond fp32
+LAST = 1.75 * 2.0**127  # that a grid begins at: no code of the smallest step lies beyond fp32
 SMALLEST_STEP = 2.0**-12  # octaves; finer grids would drown in the rounding of fp32 logarithms
 WIDEST_RANGE = 2.0**126  # largest over smallest value of a block, so that 2**(code * step) stays finite
 UNIT = 1 / 127**3
@@ -79,7 +83,8 @@ class Int8Log(Codec):
     """Second moments: code 0 is exactly 0; code c > 0 is ``lowest * 2**((c - 1) * step)``.
 
     ``grid`` holds (lowest, step) for each block of 256: its smallest non-zero value, at least 2**-126, and the
-    distance of two codes in octaves, at least 2**-12. A block with a non-finite element decodes to NaN.
+    distance of two codes in octaves, at least 2**-12. The grid ends at its largest value, or 6e-5 below the largest
+    fp32 number. A block with a non-finite element decodes to NaN.
     """
 
     name = "int8_log"
@@ -104,8 +109,8 @@ class Int8Log(Codec):
         smallest = torch.where(v > 0, v, torch.inf).amin(1, keepdim=True)
         finite = largest.isfinite()
         empty = largest <= 0
-        high = torch.where(finite & ~empty, largest, 1.0).clamp(min=SMALLEST)
-        low = torch.where(finite & ~empty, smallest, 1.0).clamp(min=SMALLEST).maximum(high / WIDEST_RANGE)
+        high = torch.where(finite & ~empty, largest, 1.0).clamp(SMALLEST, HIGHEST)
+        low = torch.where(finite & ~empty, smallest, 1.0).clamp(SMALLEST, LAST).maximum(high / WIDEST_RANGE)
 
         # Logarithms relative to the lowest value: absolute ones would lose up to seven bits.
         inverse = 1 / low

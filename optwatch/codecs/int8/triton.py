@@ -30,6 +30,8 @@ CUBIC = tl.constexpr(128)  # elements of a block
 LOG = tl.constexpr(256)
 UNIT = tl.constexpr(1 / 127**3)
 SMALLEST = tl.constexpr(2.0**-126)
+HIGHEST = tl.constexpr((2 - 2.0**-13) * 2.0**127)
+LAST = tl.constexpr(1.75 * 2.0**127)
 NARROW = tl.constexpr(2.0**-126)  # inverse of the widest range of a block
 SMALLEST_STEP = tl.constexpr(2.0**-12)
 INFINITY = tl.constexpr(float("inf"))
@@ -107,8 +109,9 @@ def store_log(
     smallest = as_float(block_min(v.to(tl.uint32, bitcast=True) - 1, LOG) + 1)
     finite = largest < INFINITY
     kept = finite & (largest > 0.0)
-    highest = tl.maximum(tl.where(kept, largest, 1.0), SMALLEST)
-    lowest = tl.maximum(tl.maximum(tl.where(kept, smallest, 1.0), SMALLEST), highest * NARROW)
+    highest = tl.minimum(tl.maximum(tl.where(kept, largest, 1.0), SMALLEST), HIGHEST)
+    lowest = tl.minimum(tl.maximum(tl.where(kept, smallest, 1.0), SMALLEST), LAST)
+    lowest = tl.maximum(lowest, highest * NARROW)
     inverse = reciprocal(lowest, MATH)
     step = tl.maximum(fast_log2(highest * inverse, MATH) * (1 / 254), SMALLEST_STEP)
 
