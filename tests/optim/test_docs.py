@@ -1,4 +1,4 @@
-"""docs/optimizers.md: its table is what the optimizers do."""
+"""docs/optimizers.md has what the optimizers do; docs/storage-formats.md the figures that were measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from optwatch import optim
 from optwatch.codecs import FORMATS
 
 TABLE = re.compile(r"^\| optimizer \| slots \| (.*?) \|\n\|[-|]*\n((?:\|.*\n)*)", re.MULTILINE)
-FOUND = TABLE.search((Path(__file__).parents[2] / "docs" / "optimizers.md").read_text())
+ROOT = Path(__file__).parents[2]
+FOUND = TABLE.search((ROOT / "docs" / "optimizers.md").read_text())
 assert FOUND
 CELLS = [[cell.strip() for cell in line.strip("|").split("|")] for line in FOUND[2].splitlines()]
 ROWS = [
@@ -46,3 +47,12 @@ def test_slots_and_bytes(call: str, slots: str, figures: dict[str, float]) -> No
         assert list(optimizer.slot_names()) == [slot.strip() for slot in slots.split(",") if slot.strip()]
         found = sum(optimizer.state_bytes().values()) - 4  # the step count
         assert found / param.numel() == pytest.approx(expected, abs=6e-4)
+
+
+def test_the_measured_tables_are_those_of_the_benchmark() -> None:
+    """Line by line, of every format and peer."""
+    measured = (ROOT / "benchmarks" / "results" / "stress.md").read_text()
+    quoted = (ROOT / "docs" / "storage-formats.md").read_text().splitlines()
+    lines = [line for line in measured.splitlines() if re.match(r"\| [`\w]", line)]
+    assert {fmt for fmt in FORMATS for line in lines if line.startswith(f"| `{fmt}` |")} == set(FORMATS)
+    assert [line for line in lines if line not in quoted] == []
