@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -23,6 +23,8 @@ GRADIENT_SUMS = ("given_sq", "nonfinite", "finite_sq")
 #: were NaN or infinite.
 DECISION = ("norm", "clip", "unscale", "skipped", "nonfinite")
 
+#: From the sums of squares of the pieces of tensors that are bound here, ``[n, norms]``, those of the whole tensors.
+Combine = Callable[[Tensor], Tensor]
 Scalars = NDArray[np.float32]
 Keys = NDArray[np.uint32]
 
@@ -128,5 +130,10 @@ class Backend(Protocol):
     def why_not(self, spec: PlanSpec, device: torch.device) -> str | None:
         """The reason why this backend cannot run ``spec`` on ``device``, or None if it can."""
 
-    def bind(self, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> BoundPlan:
-        """Prepare to run ``spec`` on these tensors, all on one device."""
+    def bind(
+        self, spec: PlanSpec, tensors: Sequence[PlanTensor], combine: Combine | None = None
+    ) -> BoundPlan:
+        """Prepare to run ``spec`` on these tensors, all on one device.
+
+        Where they are pieces of larger ones, of which the rule takes norms, ``combine`` asks the other pieces' ranks.
+        """

@@ -29,14 +29,27 @@ def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def keys(
-    seeds: NDArray[np.uint64], parameters: NDArray[np.uint64], slots: int, steps: NDArray[np.float64]
+    seeds: NDArray[np.uint64],
+    parameters: NDArray[np.uint64],
+    slots: int,
+    steps: NDArray[np.float64],
+    first: NDArray[np.uint64] | None = None,
 ) -> NDArray[np.uint32]:
-    """The keys ``[n, slots, 2]`` of ``n`` tensors with these seeds and parameter indices, each at its own step."""
+    """The keys ``[n, slots, 2]`` of ``n`` tensors with these seeds and parameter indices, each at its own step.
+
+    Of pieces of tensors that begin at the elements ``first``, which are even: element 0 of a piece then has the number
+    of element ``first`` of the whole. Beyond 2**33 elements that holds up to the next multiple of so many.
+    """
     tensors = _mix(_mix(seeds) + parameters)
     number: NDArray[np.uint64] = np.arange(slots, dtype=np.uint64)
     rows = _mix(tensors[:, np.newaxis] + number)
     rows = _mix(rows + steps.astype(np.uint64)[:, np.newaxis])
-    return rows.view(np.uint32).reshape(len(parameters), slots, 2)
+    made = rows.view(np.uint32).reshape(len(parameters), slots, 2)
+    if first is not None and first.any():  # where :func:`numbers` adds the index of a pair to the lower half
+        pairs = first >> np.uint64(1)
+        added = pairs + (pairs >> np.uint64(32)) * np.uint64(0x9E3779B9)
+        made[:, :, 0] += added.astype(np.uint32)[:, np.newaxis]
+    return made
 
 
 def numbers(key: Sequence[int], start: int, stop: int, device: torch.device) -> Tensor:

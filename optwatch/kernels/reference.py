@@ -9,7 +9,7 @@ from torch import Tensor
 
 from optwatch.codecs import Codec, Kind
 from optwatch.kernels import random
-from optwatch.kernels.plan import GRADIENT_SUMS, Keys, PlanSpec, PlanTensor, Scalars
+from optwatch.kernels.plan import GRADIENT_SUMS, Combine, Keys, PlanSpec, PlanTensor, Scalars
 from optwatch.metrics.fields import maximum_columns
 from optwatch.rules import Rule
 
@@ -26,17 +26,20 @@ class ReferenceBackend:
         """There is nothing it cannot run."""
         return None
 
-    def bind(self, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> ReferencePlan:
+    def bind(
+        self, spec: PlanSpec, tensors: Sequence[PlanTensor], combine: Combine | None = None
+    ) -> ReferencePlan:
         """Keep the tensors."""
-        return ReferencePlan(spec, tensors)
+        return ReferencePlan(spec, tensors, combine)
 
 
 class ReferencePlan:
     """A plan run tensor by tensor, chunk by chunk."""
 
-    def __init__(self, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> None:
+    def __init__(self, spec: PlanSpec, tensors: Sequence[PlanTensor], combine: Combine | None = None) -> None:
         self.spec = spec
         self.tensors = tensors
+        self._combine = combine
         self.device = tensors[0].param.device
 
     def sum_gradients(self, grads: Sequence[Tensor | None]) -> Tensor:
@@ -84,7 +87,7 @@ class ReferencePlan:
                 weight = self.spec.weight.load(self.spec.weight.cut(tensor.weight, start, stop))
                 measured = rule.measure(state, grad.view(-1)[start:stop].float(), weight, h)
                 sums[i] += torch.stack([_sum_sq(values) for values in measured])
-        return sums
+        return sums if self._combine is None else self._combine(sums)
 
     def _step(
         self, tensor: PlanTensor, grad: Tensor, start: int, stop: int, h: dict[str, float], keys: list[list[int]],

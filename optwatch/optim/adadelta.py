@@ -39,23 +39,4 @@ class Adadelta(Optimizer):
         max_grad_norm: float | None = None,
         nonfinite: str | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "rho": rho,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "foreach": foreach,
-            "capturable": capturable,
-            "maximize": maximize,
-            "differentiable": differentiable,
-        }
-        super().__init__(
-            params,
-            defaults,
-            state=state,
-            weights=weights,
-            seed=seed,
-            backend=backend,
-            max_grad_norm=max_grad_norm,
-            nonfinite=nonfinite,
-        )
+        super().__init__(params, locals())

@@ -46,24 +46,4 @@ class Adagrad(Optimizer):
         max_grad_norm: float | None = None,
         nonfinite: str | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "lr_decay": lr_decay,
-            "weight_decay": weight_decay,
-            "initial_accumulator_value": initial_accumulator_value,
-            "eps": eps,
-            "foreach": foreach,
-            "maximize": maximize,
-            "differentiable": differentiable,
-            "fused": fused,
-        }
-        super().__init__(
-            params,
-            defaults,
-            state=state,
-            weights=weights,
-            seed=seed,
-            backend=backend,
-            max_grad_norm=max_grad_norm,
-            nonfinite=nonfinite,
-        )
+        super().__init__(params, locals())

@@ -50,23 +50,4 @@ class AdEMAMix(Optimizer):
         max_grad_norm: float | None = None,
         nonfinite: str | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "alpha": alpha,
-            "beta3_warmup": beta3_warmup,
-            "alpha_warmup": alpha_warmup,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-        }
-        super().__init__(
-            params,
-            defaults,
-            state=state,
-            weights=weights,
-            seed=seed,
-            backend=backend,
-            max_grad_norm=max_grad_norm,
-            nonfinite=nonfinite,
-        )
+        super().__init__(params, locals())

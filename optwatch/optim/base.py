@@ -12,27 +12,26 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
-from optwatch.codecs import Codec, StateFormat, codec_for, weight_codec
+from optwatch.codecs import Codec, codec_for, weight_codec
 from optwatch.kernels import PlanSpec, check_backend
 from optwatch.optim.binding import Binding, Stale
 from optwatch.optim.checkpoint import load
 from optwatch.optim.count import StateKind, count_bytes, state_leaves
 from optwatch.optim.decisions import Decisions
-from optwatch.optim.formats import by_parameter, check_formats, format_at
+from optwatch.optim.formats import by_parameter, check_formats, expected_bytes, format_at
 from optwatch.optim.gate import Gate, check_gate, check_release
 from optwatch.optim.interchange import export
 from optwatch.optim.options import Ranges, check
 from optwatch.optim.release import Release
-from optwatch.optim.sharded import largest_shard, local, local_state, placed_like
-from optwatch.optim.slots import begin, decode, identify, shaped_like_parameter
+from optwatch.optim.sharded import Shards, is_partial, local, local_state, placed_like
+from optwatch.optim.slots import begin, decode, identify
 from optwatch.optim.stats import PlanStats, StepStats, Subscriber
-from optwatch.optim.weights import KEY, correction_of, exact_weight, format_of
 from optwatch.optim.weights import begin as begin_weight
+from optwatch.optim.weights import exact_weight, format_of
 from optwatch.rules import Rule
 
 DTYPES = (torch.float32, torch.bfloat16)
 SCHEMA = 1  # of the state dict; a checkpoint with another one is refused
-STEP_BYTES = 4  # the float32 step counter of each parameter
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -53,24 +52,24 @@ class Optimizer(torch.optim.Optimizer):
     #: torch.amp.GradScaler then leaves scale and ``found_inf`` to the step, which does without waiting for them.
     _step_supports_amp_scaling = True
 
-    def __init__(
-        self, params: ParamsT, defaults: dict[str, Any], *, state: StateFormat, weights: str, seed: int,
-        backend: str | None, max_grad_norm: float | None = None, nonfinite: str | None = None,
-    ) -> None:  # fmt: skip
-        check_gate(max_grad_norm, nonfinite)
-        self.max_grad_norm, self.nonfinite = max_grad_norm, nonfinite
+    def __init__(self, params: ParamsT, arguments: Mapping[str, Any]) -> None:
+        """``arguments`` are all of a subclass's constructor by name: ``locals()`` as they are when it begins."""
+        given = {
+            name: value for name, value in arguments.items() if name not in {"self", "__class__", "params"}
+        }
+        self.max_grad_norm, self.nonfinite = given.pop("max_grad_norm"), given.pop("nonfinite")
+        check_gate(self.max_grad_norm, self.nonfinite)
+        self._backend = given.pop("backend")
+        if self._backend is not None:
+            check_backend(self._backend)
         self._decisions = Decisions()
-        if backend is not None:
-            check_backend(backend)
-        self._backend = backend
         self._subscribers: dict[int, tuple[Subscriber, int]] = {}
         self._bindings: list[Binding] | None = None
         self._steps = 0
         self._release: Release | None = None
         #: Slots of parameters whose format was converted by loading a checkpoint, since construction.
         self.state_conversions = 0
-        options = {**defaults, "state": state, "weights": weights, "seed": seed, "schema": SCHEMA}
-        super().__init__(params, options)
+        super().__init__(params, {**given, "schema": SCHEMA})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as torch.optim does; ``state=``, ``weights=`` and every option may differ between groups."""
@@ -87,6 +86,11 @@ class Optimizer(torch.optim.Optimizer):
                         f"{self.parameter_name(group, position)} has dtype {param.dtype}; supported are "
                         + ", ".join(map(str, DTYPES))
                     )
+                if is_partial(param):
+                    raise ValueError(
+                        f"{self.parameter_name(group, position)} is a sum whose terms are on several ranks "
+                        f"({', '.join(map(str, param.placements))}): redistribute it before"
+                    )
         except ValueError:
             self.param_groups.pop()
             raise
@@ -98,7 +102,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def check_options(self, group: Mapping[str, Any]) -> None:
         """Raise a ``ValueError`` for an option of ``group`` that is out of range or not supported."""
-        check(type(self).__name__, group, self.ranges)
+        check(type(self).__name__, group, self.ranges, self.defaults)
 
     def parameter_name(self, group: Mapping[str, Any], position: int) -> str:
         """How messages name a parameter."""
@@ -159,7 +163,9 @@ class Optimizer(torch.optim.Optimizer):
         # All gradients before the first plan runs: one that turns out stale must not let the others step twice.
         grads = [binding.gradients() for binding in self._bindings]
         gate = Gate(None if aside else self.max_grad_norm, self.nonfinite, *self._scaler())
-        decision, verdicts = self._decisions.decide(gate, self._bindings, grads, counts=not aside)
+        decision, verdicts = self._decisions.decide(
+            gate, self._bindings, self._shards, grads, counts=not aside
+        )
         ran = [
             binding.run(self.param_groups, self.options, given, full, aside, verdict)
             for binding, given, verdict in zip(self._bindings, grads, verdicts, strict=True)
@@ -273,6 +279,10 @@ class Optimizer(torch.optim.Optimizer):
             for (_, spec), members in plans.items()
         ]
         self._bound = list(self.state.values())
+        self._shards = Shards(
+            [param for group in self.param_groups for param in group["params"]],
+            [binding.layout.indices for binding in self._bindings],
+        )
 
     def _spec(self, group: Mapping[str, Any], position: int) -> PlanSpec:
         """The plan that a parameter needs; creates its state if it has none, else goes by the tensors it finds."""
@@ -360,24 +370,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def expected_state_bytes(self) -> dict[StateKind, int]:
         """The bytes that ``state=`` and ``weights=`` ask for, of the parameters stepped so far, by the same keys."""
-        expected: dict[StateKind, int] = defaultdict(int)
-        for group in self.param_groups:
-            for position, param in enumerate(group["params"]):
-                if not self.state.get(param):
-                    continue
-                expected[StateKind("step", "float32", "cpu")] += STEP_BYTES
-                for slot in self.rule_for(group).slots:
-                    codec = codec_for(format_at(group, position), slot.name, slot.kind, param.numel())
-                    for buffer in codec.buffers:
-                        kind = StateKind(slot.name, _short(buffer.dtype), str(param.device))
-                        numel = (
-                            local(param).numel() if shaped_like_parameter(buffer) else largest_shard(param)
-                        )
-                        expected[kind] += codec.length(buffer, numel) * buffer.dtype.itemsize
-                if correction := correction_of(weight_codec(group["weights"], param.dtype)):
-                    kind = StateKind(KEY, _short(correction.dtype), str(param.device))
-                    expected[kind] += local(param).numel() * correction.dtype.itemsize
-        return dict(expected)
+        return expected_bytes(self.param_groups, self.state, self.rule_for)
 
     # --- checkpoints ----------------------------------------------------------------------------------------------
 
@@ -425,7 +418,3 @@ class Optimizer(torch.optim.Optimizer):
         for name in ("_release", "max_grad_norm", "nonfinite"):
             self.__dict__.setdefault(name, None)
         self.__dict__.setdefault("state_conversions", 0)
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.kernels import PlanSpec, PlanTensor, choose_backend
-from optwatch.kernels.plan import DeferringPlan, Keys, Scalars
+from optwatch.kernels.plan import Combine, DeferringPlan, Keys, Scalars
 from optwatch.kernels.random import keys
 from optwatch.metrics.fields import TENSOR_FIELDS
 from optwatch.optim.gate import Deferred, Verdict
 from optwatch.optim.layout import flat, flat_copy, memory_order
-from optwatch.optim.sharded import is_cut, local, shard_number
+from optwatch.optim.sharded import Shards, local, local_gradient, origin
 from optwatch.optim.slots import buffer_key, flat_buffers, lay_out, shaped_like_parameter
 from optwatch.optim.stats import PlanStats, StatsLayout
 from optwatch.optim.weights import KEY, correction_of, flat_correction
@@ -57,17 +57,11 @@ class Binding:
         #: What is stepped: this rank's pieces of parameters that are sharded.
         self.params = params = [local(param) for param in params]
         self._sharded = any(map(operator.is_not, params, self._given))
-        self.cut = any(
-            map(is_cut, self._given)
-        )  # whether a norm of what is here would be none of a whole tensor
-        if self.cut and spec.rule.norms:
-            raise ValueError(
-                f"the rule {spec.rule.name!r} takes norms of whole tensors, and parameters are cut into shards: each "
-                "rank would find another norm; replicate them, or use an optimizer without norms"
-            )
-        # The shards of a tensor draw different random numbers.
-        shards = np.array([shard_number(param) for param in self._given], np.uint64) << np.uint64(40)
+        # Pieces of a tensor draw other random numbers, by where they lie in it or by the number of the shard.
+        origins = [origin(param) for param in self._given]
+        shards = np.array([piece.shard for piece in origins], np.uint64) << np.uint64(40)
         self._indices = np.array(indices, np.uint64) + shards
+        self._first = np.array([piece.element for piece in origins], np.uint64)
         self._group_of = np.array(group_of, np.intp)
         self._orders = [memory_order(p) for p in params]
         self._plain = all(p.is_contiguous() for p in params)
@@ -78,7 +72,8 @@ class Binding:
         self._steps = self._share_steps(states)
         device = params[0].device
         chosen = choose_backend(spec, device, backend)
-        self._plan = chosen.bind(spec, [self._tensor(i, state) for i, state in enumerate(states)])
+        tensors = [self._tensor(i, state) for i, state in enumerate(states)]
+        self._plan = chosen.bind(spec, tensors, self._combine() if spec.rule.norms else None)
         self._no_keys = np.zeros((len(params), len(spec.codecs) + 1, 2), np.uint32)
         self.layout = StatsLayout(
             indices=tuple(indices),
@@ -89,6 +84,11 @@ class Binding:
             backend=chosen.name,
         )
         self._remember(states)
+
+    def _combine(self) -> Combine | None:
+        """How a rule that takes norms of whole tensors comes to those of tensors that are cut; None if none is."""
+        shards = Shards(self._given, [range(len(self._given))])
+        return (lambda sums: shards.add([sums])[0]) if shards else None
 
     def _share_steps(self, states: Sequence[State]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Make every ``state["step"]`` a view of one vector, so that counting costs one operation."""
@@ -200,7 +200,9 @@ class Binding:
         numbers = self._no_keys
         if self.spec.stochastic:
             seeds = np.array([group["seed"] % 2**64 for group in groups], np.uint64)[self._group_of]
-            numbers = keys(~seeds if aside else seeds, self._indices, len(self.spec.codecs) + 1, steps)
+            numbers = keys(
+                ~seeds if aside else seeds, self._indices, len(self.spec.codecs) + 1, steps, self._first
+            )
         return scalars, numbers
 
     def _run_decided(
@@ -235,7 +237,10 @@ class Binding:
         """The gradients as the plan wants them; raises :class:`Stale` if it was bound for others."""
         grads: list[Tensor | None] = list(map(_GRAD, self._given))
         if self._sharded:
-            grads = [grad if grad is None else local(grad) for grad in grads]
+            grads = [
+                grad if grad is None else local_gradient(grad, param)
+                for grad, param in zip(grads, self._given, strict=True)
+            ]
         try:  # all of them, which is the rule
             contiguous = all(map(_CONTIGUOUS, grads))  # type: ignore[arg-type] # None is what the exception is for
             given: Sequence[Tensor] = grads  # type: ignore[assignment] # none is None

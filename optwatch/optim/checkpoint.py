@@ -5,6 +5,7 @@ torch.optim's own loader casts every state tensor to its parameter's dtype: int8
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from optwatch.kernels.random import keys, numbers
 from optwatch.optim.formats import format_at
 from optwatch.optim.interchange import Peer, peer_of
 from optwatch.optim.layout import flat, memory_order
-from optwatch.optim.sharded import local, local_state
+from optwatch.optim.sharded import local, local_state, origin
 from optwatch.optim.slots import buffer_key, decode, identify, keep, shaped_like_parameter
 from optwatch.optim.weights import found_format, load_correction
 from optwatch.rules import Rule
@@ -98,14 +99,19 @@ def _groups(optimizer: Loadable, state_dict: Mapping[str, Any], peer: Peer | Non
             f"the checkpoint has parameter groups of {sizes} parameters, the optimizer of {wanted}"
             + _named_difference(saved, own)
         )
-    groups = []
+    groups: list[dict[str, Any]] = []
     for old, new in zip(saved, own, strict=True):
         schema = old.get("schema", new["schema"])
         if schema != new["schema"]:
             raise ValueError(
                 f"the checkpoint has schema {schema!r}; this version of optwatch reads {new['schema']}"
             )
-        options = old if peer is None else peer.options(old, new)
+        try:
+            options = old if peer is None else peer.options(old, new)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"the options of group {len(groups)} are none of {peer and peer.NAME}: {error!r}, found {_shown(old)}"
+            ) from None
         group = {
             **new,
             **{key: value for key, value in options.items() if key not in _OWN},
@@ -113,6 +119,10 @@ def _groups(optimizer: Loadable, state_dict: Mapping[str, Any], peer: Peer | Non
         optimizer.check_options(group)
         groups.append(group)
     return groups
+
+
+def _shown(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in {"params", "param_names"}}
 
 
 def _named_difference(saved: Sequence[Mapping[str, Any]], own: Sequence[Mapping[str, Any]]) -> str:
@@ -170,7 +180,7 @@ class _Parameter:
         if "step" not in saved and not self.rule.stepless:
             raise ValueError(f"the checkpoint's state of {self.name} has no 'step', found {sorted(saved)}")
         # Without a count, all that matters is that the first step lies behind.
-        loaded: dict[str, Any] = {"step": torch.tensor(float(saved.get("step", 1.0)))}
+        loaded: dict[str, Any] = {"step": torch.tensor(self._count(saved.get("step", 1.0)))}
         state = local_state(self.whole, loaded)
         for slot in self.rule.slots:
             try:
@@ -192,6 +202,16 @@ class _Parameter:
             raise ValueError(f"the checkpoint's state of {self.name} does not fit: {error}") from None
         self.converted += found_format(saved, self.param) != found_format(state, self.param)
         return loaded
+
+    def _count(self, step: Any) -> float:
+        """A number of steps, which libraries keep as a number or as a tensor of one element."""
+        try:
+            count = float(step)
+        except (TypeError, ValueError, RuntimeError):
+            count = math.nan
+        if isinstance(step, str) or not (0 <= count < math.inf) or (isinstance(step, Tensor) and step.dim()):
+            raise ValueError(f"'step' of {self.name} is {step!r}, expected a number of steps")
+        return count
 
     def _same_order(self, codec: Codec, primary: Tensor) -> bool:
         # Packed codes in another order have another shape, and have been refused for it.
@@ -229,8 +249,13 @@ class _Parameter:
         values = decode(codec, slot, self.param, buffers)
         random = None
         if wanted.stochastic:
+            piece = origin(self.whole)
             key = keys(
-                np.array([self.seed % 2**64], np.uint64), np.array([self.index], np.uint64), 1, np.zeros(1)
+                np.array([self.seed % 2**64], np.uint64),
+                np.array([self.index + (piece.shard << 40)], np.uint64),
+                1,
+                np.zeros(1),
+                np.array([piece.element], np.uint64),
             )
             random = numbers(key[0, 0].tolist(), 0, self.param.numel(), device)
         return keep(wanted, slot, self.param, values, random)

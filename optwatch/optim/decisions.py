@@ -14,6 +14,7 @@ from torch import Tensor
 from optwatch.kernels.plan import DECISION
 from optwatch.optim.binding import Binding
 from optwatch.optim.gate import Deferred, Gate, Verdict
+from optwatch.optim.sharded import Shards
 from optwatch.optim.stats import StatsLayout
 
 NAMED = 8  # parameters that an error names
@@ -87,9 +88,11 @@ class Decisions:
         self._culprits: list[int] = []
 
     def decide(
-        self, gate: Gate, bindings: Sequence[Binding], grads: Grads, counts: bool
+        self, gate: Gate, bindings: Sequence[Binding], shards: Shards, grads: Grads, counts: bool
     ) -> tuple[Tensor | None, Sequence[Verdict | Deferred | None]]:
         """How a step is to be taken, from all gradients: ``DECISION``, and what to tell each plan.
+
+        Of parameters that are cut into shards every rank has a piece: then all of them add up and decide the same.
 
         Where every plan decides on its device the host is told later, else it reads the decision at once, and waits for
         it if it lies on a GPU. A step that does not count (``counts``) leaves no trace if it is skipped.
@@ -97,16 +100,12 @@ class Decisions:
         if not gate.closed or not bindings:
             self.settle(0)
             return None, [None] * len(bindings)
-        if (gate.max_norm is not None or gate.mode is not None) and any(binding.cut for binding in bindings):
-            raise RuntimeError(
-                "max_grad_norm and nonfinite decide from the gradients of this rank, and parameters are cut into "
-                "shards: each rank would decide otherwise; use torch.nn.utils.clip_grad_norm_ before step() instead"
-            )
         sums = [binding.sum_gradients(given) for binding, given in zip(bindings, grads, strict=True)]
-        decision = gate.decide(sums)
+        whole = shards.add(sums)
+        decision = gate.decide(whole)
         culprits = None
         if gate.mode == "raise" and gate.found_inf is None:
-            culprits = partial(_nonfinite, [binding.layout for binding in bindings], sums)
+            culprits = partial(_nonfinite, [binding.layout for binding in bindings], whole)
         if not all(binding.defers for binding in bindings):
             self.settle(0)
             verdicts = gate.verdicts(decision, sums)

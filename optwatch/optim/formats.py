@@ -1,13 +1,22 @@
-"""The storage format of each parameter, where ``state=`` is a rule on their names."""
+"""The storage format of each parameter, also where ``state=`` is a rule on their names, and the bytes it asks for."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from optwatch.codecs import SlotFormats, StateFormat, check_state
+from torch import Tensor
+
+from optwatch.codecs import SlotFormats, StateFormat, check_state, codec_for, weight_codec
+from optwatch.optim.count import StateKind
+from optwatch.optim.sharded import largest_shard, local
+from optwatch.optim.slots import shaped_like_parameter
+from optwatch.optim.weights import KEY, correction_of
 from optwatch.rules import Rule
+
+STEP_BYTES = 4  # the float32 step counter of each parameter
 
 
 def is_rule(state: StateFormat) -> bool:
@@ -74,3 +83,28 @@ def formats_of(group: Mapping[str, Any]) -> list[SlotFormats]:
         if chosen not in found:
             found.append(chosen)
     return found
+
+
+def expected_bytes(
+    groups: Sequence[Mapping[str, Any]],
+    state: Mapping[Tensor, Mapping[str, Any]],
+    rule_for: Callable[[Mapping[str, Any]], Rule],
+) -> dict[StateKind, int]:
+    """The bytes that the formats of ``groups`` ask for, of the parameters that have ``state``."""
+    expected: dict[StateKind, int] = defaultdict(int)
+    for group in groups:
+        for position, param in enumerate(group["params"]):
+            if not state.get(param):
+                continue
+            expected[StateKind("step", "float32", "cpu")] += STEP_BYTES
+            own, device = local(param).numel(), str(param.device)
+            for slot in rule_for(group).slots:
+                codec = codec_for(format_at(group, position), slot.name, slot.kind, param.numel())
+                for buffer in codec.buffers:
+                    kind = StateKind(slot.name, str(buffer.dtype).removeprefix("torch."), device)
+                    numel = own if shaped_like_parameter(buffer) else largest_shard(param)
+                    expected[kind] += codec.length(buffer, numel) * buffer.dtype.itemsize
+            if correction := correction_of(weight_codec(group["weights"], param.dtype)):
+                kind = StateKind(KEY, str(correction.dtype).removeprefix("torch."), device)
+                expected[kind] += own * correction.dtype.itemsize
+    return dict(expected)

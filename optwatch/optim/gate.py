@@ -4,8 +4,8 @@ A first pass of each plan sums the squares of its gradients and counts those tha
 plans, whatever their groups, types and devices, follows one decision. The step then multiplies the gradient by one
 factor where it reads it; gradients are not written, and a gradient is its own value before clipping in all statistics.
 
-Under a process group every rank decides from the gradients that it holds. With replicas (DDP) those are the same on all
-ranks and so is the decision. Where parameters are cut into shards (DTensor) they are not, and it is refused.
+Under a process group every rank comes to the same decision: replicas (DDP) have the same gradients, and of parameters
+that are cut into shards (DTensor) the ranks first add up what each has summed of its own pieces.
 """
 
 from __future__ import annotations

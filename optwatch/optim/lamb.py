@@ -45,23 +45,4 @@ class LAMB(Optimizer):
         max_grad_norm: float | None = None,
         nonfinite: str | None = None,
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "bias_correction": bias_correction,
-            "trust_clip": trust_clip,
-            "always_adapt": always_adapt,
-            "maximize": maximize,
-        }
-        super().__init__(
-            params,
-            defaults,
-            state=state,
-            weights=weights,
-            seed=seed,
-            backend=backend,
-            max_grad_norm=max_grad_norm,
-            nonfinite=nonfinite,
-        )
+        super().__init__(params, locals())

@@ -36,14 +36,4 @@ class Lion(Optimizer):
         max_grad_norm: float | None = None,
         nonfinite: str | None = None,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(
-            params,
-            defaults,
-            state=state,
-            weights=weights,
-            seed=seed,
-            backend=backend,
-            max_grad_norm=max_grad_norm,
-            nonfinite=nonfinite,
-        )
+        super().__init__(params, locals())

@@ -9,6 +9,8 @@ from torch import Tensor
 
 #: Flags of torch.optim's constructors that change how a step runs and cannot be honoured.
 UNSUPPORTED = ("capturable", "differentiable")
+#: Flags that ask for a slot more, of the rules that know them; groups may hold whatever else people put there.
+SLOT_FLAGS = ("amsgrad", "centered", "momentum")
 
 
 class Range(NamedTuple):
@@ -32,8 +34,18 @@ BETAS3 = Range(
 )
 
 
-def check(owner: str, group: Mapping[str, Any], ranges: Ranges) -> None:
-    """Raise a ``ValueError`` for an option of ``group`` that is out of its range or that ``owner`` cannot honour."""
+def _holds(allowed: Range, value: Any) -> bool:
+    try:
+        return allowed.holds(value)
+    except (TypeError, ValueError, RuntimeError):  # what is no number, or not so many
+        return False
+
+
+def check(owner: str, group: Mapping[str, Any], ranges: Ranges, defaults: Mapping[str, Any]) -> None:
+    """Raise a ``ValueError`` for an option of ``group`` that is out of its range or that ``owner`` cannot honour.
+
+    ``defaults`` has all the options that it knows.
+    """
     for name, allowed in ranges:
         value = group[name]
         if isinstance(value, Tensor) and value.numel() != 1:
@@ -42,8 +54,11 @@ def check(owner: str, group: Mapping[str, Any], ranges: Ranges) -> None:
             raise ValueError(
                 f"{name} is a tensor on {value.device}, which each step would have to wait for: keep it on the CPU"
             )
-        if not allowed.holds(group[name]):
+        if not _holds(allowed, value):
             raise ValueError(f"{name}={group[name]!r} is out of range: expected {allowed.expected}")
+    for name in SLOT_FLAGS:
+        if group.get(name) and name not in defaults:
+            raise ValueError(f"{name}={group[name]!r}: optwatch.optim.{owner} has no {name}")
     for name in UNSUPPORTED:
         if group.get(name):
             raise ValueError(f"{name}=True is not supported by optwatch.optim.{owner}; leave it False")

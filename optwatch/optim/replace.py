@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from optwatch.optim.rmsprop import RMSprop
 from optwatch.optim.sgd import SGD
 
 #: What replaces which; a subclass is another optimizer and is not taken for its base.
-SUCCESSORS: dict[type[torch.optim.Optimizer], type[Optimizer]] = {
+SUCCESSORS: dict[type[torch.optim.Optimizer], Callable[..., Optimizer]] = {
     torch.optim.Adadelta: Adadelta,
     torch.optim.Adagrad: Adagrad,
     torch.optim.Adam: Adam,

@@ -5,14 +5,16 @@ parameter's placements. One with a value for each block (or packed codes) is a v
 piece as long as the largest shard's, since DTensor cuts a vector into equal parts. Blocks follow the local piece: one
 that a shard boundary cuts has a scale on either side.
 
-The format of a slot goes by the size of the whole parameter: it must not depend on the number of ranks.
+The format of a slot goes by the size of the whole parameter: it must not depend on the number of ranks. Nor do random
+numbers where a piece is a run of the whole tensor's memory, which it is for rows cut into shards.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, MutableMapping
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, MutableMapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,13 +29,16 @@ def is_sharded(tensor: object) -> bool:
     return isinstance(tensor, Tensor) and hasattr(tensor, "placements")
 
 
-def is_cut(tensor: Tensor) -> bool:
-    """Whether this rank holds but a piece of a tensor, or terms of a sum, so that a norm of it is none of the whole."""
-    if not is_sharded(tensor):
-        return False
-    mesh = tensor.device_mesh  # type: ignore[attr-defined]
-    placements = enumerate(tensor.placements)  # type: ignore[attr-defined]
-    return any(mesh.size(dim) > 1 and not place.is_replicate() for dim, place in placements)
+def is_partial(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor of which the ranks hold terms of a sum."""
+    return is_sharded(tensor) and any(place.is_partial() for place in tensor.placements)  # type: ignore[attr-defined]
+
+
+def _cut_along(tensor: Tensor) -> tuple[int, ...]:
+    """The dimensions of the mesh whose ranks hold different pieces of a DTensor."""
+    # A strided shard (FSDP of what is cut for tensor parallelism already) does not call itself a shard.
+    places = enumerate(tensor.placements)  # type: ignore[attr-defined]
+    return tuple(dim for dim, place in places if not (place.is_replicate() or place.is_partial()))
 
 
 @torch.no_grad()
@@ -59,14 +64,53 @@ def placed_like(param: Tensor, piece: Tensor) -> Tensor:
     return placed
 
 
-def shard_number(param: Tensor) -> int:
-    """Which of the shards of ``param`` this rank holds; replicas of a shard have the same number, others 0."""
+@torch.no_grad()
+def local_gradient(grad: Tensor, param: Tensor) -> Tensor:
+    """This rank's piece of a gradient, as ``param`` is cut; where the gradient is cut otherwise, ranks exchange it."""
+    if is_sharded(grad) and grad.placements != param.placements:  # type: ignore[attr-defined]
+        grad = grad.redistribute(placements=param.placements)  # type: ignore[attr-defined]
+    piece = local(grad)
+    wait = getattr(piece, "wait", None)  # what a collective that is under way will have put there
+    return piece if wait is None else wait()
+
+
+class Origin(NamedTuple):
+    """Where this rank's piece of a tensor lies, as far as random numbers ask: those of two pieces differ in either."""
+
+    element: int  # its first one, counted in the whole tensor's memory
+    shard: int  # the number of the shard where a piece is no run of that memory, and ``element`` is 0; else 0
+
+
+def origin(param: Tensor) -> Origin:
+    """See :class:`Origin`. Replicas of a shard have the same, whatever tensor is no DTensor has zeros."""
     if not is_sharded(param):
+        return Origin(0, 0)
+    element = _first_element(param)
+    # Elements share their random numbers in pairs.
+    return Origin(element, 0) if element is not None and element % 2 == 0 else Origin(0, _shard_number(param))
+
+
+def _first_element(param: Tensor) -> int | None:
+    """The place of this rank's first element in the whole tensor's memory; None if the piece is no run of it."""
+    mesh, along = param.device_mesh, _cut_along(param)  # type: ignore[attr-defined]
+    places = param.placements  # type: ignore[attr-defined]
+    if not along:
         return 0
+    if not all(places[dim].is_shard(0) for dim in along) or param.stride()[0] < max(param.stride()):
+        return None
+    first, rows = 0, param.shape[0]
+    for dim in along:
+        longest = -(-rows // mesh.size(dim))
+        begin = min(longest * mesh.get_local_rank(dim), rows)
+        first, rows = first + begin, min(longest, rows - begin)
+    return first * math.prod(param.shape[1:])
+
+
+def _shard_number(param: Tensor) -> int:
+    """Which of the shards of ``param`` this rank holds; replicas of a shard have the same number."""
     mesh, number = param.device_mesh, 0  # type: ignore[attr-defined]
-    for dim, placement in enumerate(param.placements):  # type: ignore[attr-defined]
-        if placement.is_shard():
-            number = number * mesh.size(dim) + mesh.get_local_rank(dim)
+    for dim in _cut_along(param):
+        number = number * mesh.size(dim) + mesh.get_local_rank(dim)
     return number
 
 
@@ -75,10 +119,64 @@ def largest_shard(param: Tensor) -> int:
     if not is_sharded(param):
         return param.numel()
     sizes = list(param.shape)
-    for dim, place in enumerate(param.placements):  # type: ignore[attr-defined]
-        if place.is_shard():
-            sizes[place.dim] = -(-sizes[place.dim] // param.device_mesh.size(dim))  # type: ignore[attr-defined]
+    for dim in _cut_along(param):
+        cut = param.placements[dim].dim  # type: ignore[attr-defined]
+        sizes[cut] = -(-sizes[cut] // param.device_mesh.size(dim))  # type: ignore[attr-defined]
     return math.prod(sizes)
+
+
+class _Cut(NamedTuple):
+    """Tensors that are cut along the same dimensions of the same mesh, as far as one plan has them."""
+
+    plan: int  # its number
+    rows: Tensor  # of the plan's sums
+    places: Tensor  # among all tensors that are cut so
+
+
+class Shards:
+    """Adds up what the ranks have summed, each of its own pieces of tensors.
+
+    ``params`` are all of an optimizer, of which each of ``plans`` has the ones at some indices. The ranks add up one
+    vector for all parameters that are cut the same way, so plans may differ between ranks that lack a gradient.
+    """
+
+    def __init__(self, params: Sequence[Tensor], plans: Sequence[Sequence[int]]) -> None:
+        ways: dict[tuple[Any, tuple[int, ...]], list[int]] = defaultdict(list)
+        for index, param in enumerate(params):
+            if is_sharded(param) and (along := _cut_along(param)):
+                ways[param.device_mesh, along].append(index)  # type: ignore[attr-defined]
+        self._ways = []
+        for (mesh, along), members in ways.items():
+            device, place = params[members[0]].device, {index: at for at, index in enumerate(members)}
+            cuts = []
+            for number, plan in enumerate(plans):
+                rows = [row for row, index in enumerate(plan) if index in place]
+                places = [place[plan[row]] for row in rows]
+                cuts.append(
+                    _Cut(number, torch.tensor(rows, device=device), torch.tensor(places, device=device))
+                )
+            found = [cut for cut in cuts if len(cut.rows)]
+            self._ways.append(([mesh.get_group(dim) for dim in along], len(members), device, found))
+
+    def add(self, sums: Sequence[Tensor]) -> list[Tensor]:
+        """``sums``, ``[tensors, columns]`` float64 for each plan, of whole tensors instead of this rank's pieces.
+
+        What is not cut is the same on every rank already. The ranks wait for each other on the device.
+        """
+        whole = [rows.clone() for rows in sums] if self._ways else list(sums)
+        for groups, members, device, cuts in self._ways:
+            part = torch.zeros(members, sums[0].shape[1], dtype=torch.float64, device=device)
+            for cut in cuts:
+                part[cut.places] = sums[cut.plan][cut.rows]
+            for group in groups:
+                torch.distributed.all_reduce(part, group=group)
+            for cut in cuts:
+                whole[cut.plan][cut.rows] = part[cut.places]
+        return whole
+
+    def __bool__(self) -> bool:
+        """Whether any tensor is cut."""
+        return bool(self._ways)
 
 
 class _LocalState(MutableMapping[str, Any]):
@@ -123,8 +221,7 @@ class _LocalState(MutableMapping[str, Any]):
     @property
     def _shards(self) -> int:
         mesh = self._param.device_mesh  # type: ignore[attr-defined]
-        placements = self._param.placements  # type: ignore[attr-defined]
-        return math.prod(mesh.size(i) for i, place in enumerate(placements) if place.is_shard())
+        return math.prod(mesh.size(dim) for dim in _cut_along(self._param))
 
     def _longest(self, piece: Tensor) -> int:
         """How long a vector that is as long as ``piece`` here is for the largest shard."""
@@ -148,7 +245,9 @@ class _LocalState(MutableMapping[str, Any]):
         if longest != piece.numel():
             padded = piece.new_zeros(longest)
             padded[: piece.numel()] = piece
-        placements = [Shard(0) if place.is_shard() else Replicate() for place in self._param.placements]  # type: ignore[attr-defined]
+        along = _cut_along(self._param)
+        dimensions = range(self._param.device_mesh.ndim)  # type: ignore[attr-defined]
+        placements = [Shard(0) if dim in along else Replicate() for dim in dimensions]
         vector: Tensor = DTensor.from_local(
             padded, self._param.device_mesh, placements,  # type: ignore[attr-defined]
             run_check=False, shape=torch.Size([longest * self._shards]), stride=(1,),

@@ -129,15 +129,27 @@ def identify(rule: Rule, slot: Slot, state: Mapping[str, Any], param: Tensor) ->
             f"slot {slot.name!r} has shape {tuple(primary.shape)}, the parameter {tuple(param.shape)}{wanted}"
         )
     for buffer in codec.buffers[1:]:
-        length, expected = (
-            len(state[buffer_key(codec, slot.name, buffer)]),
-            codec.length(buffer, param.numel()),
+        _check_vector(
+            state, buffer_key(codec, slot.name, buffer), buffer, codec.length(buffer, param.numel())
         )
-        if length != expected:
-            raise ValueError(
-                f"{buffer_key(codec, slot.name, buffer)!r} has {length} values, expected {expected}"
-            )
     return codec
+
+
+def _check_vector(state: Mapping[str, Any], key: str, buffer: Buffer, length: int) -> None:
+    """Raise a ``ValueError`` unless an auxiliary buffer is what its codec makes."""
+    found = state.get(key)
+    if not isinstance(found, Tensor):
+        raise ValueError(  # noqa: TRY004 - see identify()
+            f"{key!r} should be a tensor of {length} values, found {type(found).__name__}"
+        )
+    if found.numel() != length or found.dim() != 1:
+        raise ValueError(f"{key!r} has {_extent(found)}, expected {length}")
+    if found.dtype != buffer.dtype:
+        raise ValueError(f"{key!r} has dtype {found.dtype}, expected {buffer.dtype}")
+
+
+def _extent(tensor: Tensor) -> str:
+    return f"{len(tensor)} values" if tensor.dim() == 1 else f"shape {tuple(tensor.shape)}"
 
 
 def _auxiliary(rule: Rule, slot: Slot) -> set[str]:

@@ -254,9 +254,13 @@ class TestRandomNumbers:
     """The generator behind stochastic rounding."""
 
     @staticmethod
-    def key(seed: int = 0, parameter: int = 0, step: int = 1, slot: int = 1) -> list[int]:
+    def key(seed: int = 0, parameter: int = 0, step: int = 1, slot: int = 1, first: int = 0) -> list[int]:
         keys = random.keys(
-            np.array([seed], np.uint64), np.array([parameter], np.uint64), 2, np.array([step], np.float64)
+            np.array([seed], np.uint64),
+            np.array([parameter], np.uint64),
+            2,
+            np.array([step], np.float64),
+            np.array([first], np.uint64),
         )
         return keys[0, slot].tolist()
 
@@ -292,3 +296,9 @@ class TestRandomNumbers:
         far = random.numbers(self.key(), 2**33 - 4, 2**33 + 4, CPU)
         assert torch.equal(far[4:], random.numbers(self.key(), 2**33, 2**33 + 4, CPU))
         assert not torch.equal(far[4:], whole[:4])
+
+    @pytest.mark.parametrize("first", [2, 4096, 2**31 - 2, 2**33 - 100, 2**33, 3 * 2**34 + 6])
+    def test_a_key_can_begin_anywhere(self, first: int) -> None:
+        """The key of a piece gives its elements the numbers that they have in the whole."""
+        whole = random.numbers(self.key(), first, first + 99, CPU)
+        assert torch.equal(random.numbers(self.key(first=first), 0, 99, CPU), whole)

@@ -542,3 +542,57 @@ def check_full_changes_nothing(name: str, case: Case, sizes: Sequence[int], step
         assert not rows[0][:, cheap:].any()
     for a, b in zip(plain, full, strict=True):
         assert all(torch.equal(x, y) for x, y in _buffers(a, b)), f"{case}: weights or state differ"
+
+
+def check_norms_of_pieces(name: str) -> None:
+    """Two pieces whose norms are put together step as the whole does; a plan with nothing to step is asked as well."""
+    spec = Case("lamb", ("fp32", "fp32"), *DTYPES).spec()
+    (whole,) = items(spec, (300,), ("normal",), 1)
+    pieces, nothing = (
+        [_part(whole.tensor, part) for part in (slice(start, cut), slice(cut, stop))]
+        for start, cut, stop in ((0, 129, 300), (0, 0, 0))
+    )
+    asked: list[Tensor] = []
+
+    def combine(sums: Tensor) -> Tensor:
+        asked.append(sums.clone())
+        return sums.sum(0, keepdim=True).expand_as(sums).contiguous()
+
+    (grad,), scalars, numbers = whole.grads, scalars_of(spec.rule, 2, 10), keys_of(spec, 2, 0)
+    assert grad is not None
+    backend(name).bind(spec, [whole.tensor]).run([grad], scalars[:1], numbers[:1], False)
+    for tensors in (pieces, nothing):
+        given = (
+            list(grad.split([len(tensor.param) for tensor in tensors]))
+            if tensors is pieces
+            else [grad[:0]] * 2
+        )
+        backend(name).bind(spec, tensors, combine).run(given, scalars, numbers, False)
+    found = torch.cat([piece.param for piece in pieces])
+    torch.testing.assert_close(found, whole.tensor.param, rtol=1e-6, atol=1e-6)
+    assert [sums.any().item() for sums in asked] == [True, False]
+
+
+def _part(tensor: PlanTensor, part: slice) -> PlanTensor:
+    """A copy of some of a tensor whose buffers have a value for each element."""
+    slots = tuple({name: buffer[part].clone() for name, buffer in slot.items()} for slot in tensor.slots)
+    return PlanTensor(tensor.param[part].clone(), slots)
+
+
+def check_the_largest_second_moment(name: str) -> None:
+    """A block that reaches to the largest fp32 number is read as finite, whatever the last bits of its exponents do."""
+    spec = Case("adamw", ("fp32", "int8"), torch.float32, torch.float32).spec()
+    codec, blocks = spec.codecs[1], 64
+    grad = torch.logspace(1, 19, blocks).repeat_interleave(codec.block)
+    grad[-2 * codec.block :] = 2.0**64 * (1 - 2.0**-10)  # two blocks that are narrow
+    grad[:: codec.block] = 2.0**64 * (1 - 2.0**-24)  # whose square is the largest number but one
+    state = codec.allocate(len(grad), CPU)
+    codec.store(grad.square(), state, torch.zeros(len(grad)))
+    tensor = PlanTensor(torch.zeros(len(grad)), ({"values": torch.zeros(len(grad))}, state))
+    scalars, numbers = scalars_of(spec.rule, 1, 10), keys_of(spec, 1, 0)
+    rows = backend(name).bind(spec, [tensor]).run([grad], scalars, numbers, True)
+    lowest, step = state["grid"].view(-1, 2).unbind(1)
+    assert (lowest * torch.exp2(254 * step)).isfinite().all()
+    assert codec.load(state).max() > 0.9999 * torch.finfo(torch.float32).max
+    found = dict(zip(row_fields([slot.name for slot in spec.rule.slots]), rows[0], strict=True))
+    assert found["exp_avg_sq.absmax"].isfinite()  # a sum of such values may well overflow

@@ -28,6 +28,8 @@ from tests.kernels.agreement import (
     Case,
     check_agreement,
     check_full_changes_nothing,
+    check_norms_of_pieces,
+    check_the_largest_second_moment,
     check_weight_stores,
     few_cases,
     weight_cases,
@@ -80,6 +82,16 @@ def test_options_at_their_ends(rule: str, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setitem(OPTIONS, name, np.array([value]))
     monkeypatch.setitem(OWN_OPTIONS, "lion", {"betas": np.array([[0.5, 0.0]])})
     check_agreement("triton", few_cases([rule])[0], (129,), HARD, steps=1)
+
+
+def test_norms_of_pieces_are_put_together() -> None:
+    """As the ranks that have the pieces of a tensor do."""
+    check_norms_of_pieces("triton")
+
+
+def test_the_largest_second_moment_stays_finite() -> None:
+    """Reading it is clamped, as is what the statistics compare with."""
+    check_the_largest_second_moment("triton")
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)

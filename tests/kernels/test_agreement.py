@@ -14,6 +14,8 @@ from tests.kernels.agreement import (
     Case,
     check_agreement,
     check_full_changes_nothing,
+    check_norms_of_pieces,
+    check_the_largest_second_moment,
     every_case,
     few_cases,
     lone_cases,
@@ -72,6 +74,18 @@ def test_every_weight_format(backend: str, case: Case) -> None:
     """Weights, what is beside them, and statistics; with and without which the bits are the same."""
     check_agreement(backend, case, (31, 512, 4097), tuple(PATTERNS))
     check_full_changes_nothing(backend, case, (129, 4097), steps=5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_norms_of_pieces_are_put_together(backend: str) -> None:
+    """As the ranks that have the pieces of a tensor do."""
+    check_norms_of_pieces(backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_largest_second_moment_stays_finite(backend: str) -> None:
+    """Reading it is clamped, as is what the statistics compare with."""
+    check_the_largest_second_moment(backend)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

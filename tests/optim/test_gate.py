@@ -15,7 +15,7 @@ from torch import nn
 from optwatch import optim
 from optwatch.codecs import FORMATS
 from optwatch.kernels.plan import DECISION
-from optwatch.optim import StepStats, binding
+from optwatch.optim import StepStats
 from optwatch.rules import RULES
 from tests.kernels.agreement import formats
 from tests.optim.test_oracles import ROWS, Row, backends_of
@@ -272,25 +272,6 @@ def test_a_scaler_and_release_are_refused() -> None:
     scaled(optimizer)
     with pytest.raises(RuntimeError, match=r"release_gradients\(\) and a loss scaler exclude each other"):
         optimizer.step()
-
-
-@pytest.mark.parametrize(
-    ("kind", "options", "message"),
-    [
-        (optim.SGD, {"max_grad_norm": 1.0}, "cut into shards: each rank would decide otherwise"),
-        (optim.SGD, {"nonfinite": "skip"}, "cut into shards: each rank would decide otherwise"),
-        (optim.LAMB, {}, "the rule 'lamb' takes norms of whole tensors, and parameters are cut into shards"),
-    ],
-)
-def test_shards_are_refused(
-    kind: type[optim.Optimizer], options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A norm of a piece is none of the tensor. That one is cut is pretended: it takes several ranks."""
-    monkeypatch.setattr(binding, "is_cut", lambda tensor: True)
-    params = parameters()
-    give_gradients(params, 0)
-    with pytest.raises((RuntimeError, ValueError), match=message):
-        kind(params, **options).step()
 
 
 @pytest.mark.parametrize("name", ["cpu"])

@@ -349,6 +349,21 @@ def test_options_out_of_range(kind: type[optim.Optimizer], options: State, messa
 
 
 @pytest.mark.parametrize(
+    ("kind", "option"),
+    [(optim.Lion, "amsgrad"), (optim.SGD, "amsgrad"), (optim.Adagrad, "momentum"), (optim.LAMB, "centered")],
+)
+def test_an_option_that_the_rule_has_not(kind: type[optim.Optimizer], option: str) -> None:
+    """Neither the constructor nor a group takes it and goes on without."""
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{option}'"):
+        kind(params, **{option: True})
+    optimizer = kind(params[:1])
+    with pytest.raises(ValueError, match=rf"{option}=True: optwatch\.optim\.{kind.__name__} has no {option}"):
+        optimizer.add_param_group({"params": params[1:], option: True})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
     ("kind", "change", "slot"),
     [
         (optim.SGD, {"momentum": 0.9}, "momentum_buffer"),

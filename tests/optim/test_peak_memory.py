@@ -49,6 +49,21 @@ def test_a_step_needs_no_temporary_of_a_parameters_size(
     assert resident("VmHWM") - before < ELEMENTS * 4 // 2
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("state", FORMATS)
+def test_a_step_on_a_gpu_needs_none_either(state: str) -> None:
+    """By torch's allocator: a step with full statistics, clipping and skipping takes a hundredth of the parameter."""
+    param = nn.Parameter(torch.randn(ELEMENTS, device="cuda"))
+    optimizer = optim.AdamW([param], state=state, max_grad_norm=1.0, nonfinite="skip")
+    optimizer.subscribe(lambda _: None)
+    param.grad = torch.randn_like(param)
+    optimizer.step()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    optimizer.step()
+    assert torch.cuda.max_memory_allocated() - before < ELEMENTS * 4 // 100
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("state", FORMATS)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

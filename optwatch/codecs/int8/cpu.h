@@ -265,7 +265,7 @@ OPTWATCH_INLINE LogGrid log_grid_of(const LogRange& range, const float* exact, i
   constexpr uint32_t normal = 0x00800000, widest = 126u << 23, highest = 0x7F7FFC00, last = 0x7F600000;
   if (low_bits < normal) low_bits = normal;
   if (top < normal) top = normal;
-  if (top > highest) top = highest;  // or the last bits of exponents might carry its value beyond fp32,
+  if (top > highest) top = highest;      // or the last bits of exponents might carry its value beyond fp32,
   if (low_bits > last) low_bits = last;  // and so might codes beyond the largest value, where the step is the smallest
   if (top - low_bits > widest && top > low_bits) {
     low_bits = top - widest;

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from optwatch.codecs import Codec
 from optwatch.kernels.cpu.library import Library, LibraryError, library
-from optwatch.kernels.plan import GRADIENT_SUMS, Keys, PlanSpec, PlanTensor, Scalars
+from optwatch.kernels.plan import GRADIENT_SUMS, Combine, Keys, PlanSpec, PlanTensor, Scalars
 from optwatch.kernels.reference import concluded
 
 _MAX_BUFFERS = 4  # kMaxBuffers of tables.h
@@ -44,20 +44,27 @@ class CpuBackend:
         missing = [f"{kind} {name!r}" for kind, name in needed if not loaded.has(kind, name)]
         return f"it has no kernel for {', '.join(missing)}" if missing else None
 
-    def bind(self, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> CpuPlan:
+    def bind(self, spec: PlanSpec, tensors: Sequence[PlanTensor], combine: Combine | None = None) -> CpuPlan:
         """Prepare to run ``spec`` on these tensors; a ``ValueError`` says why that is impossible."""
         reason = self.why_not(spec, tensors[0].param.device)
         loaded = library()
         if reason is not None or isinstance(loaded, LibraryError):
             raise ValueError(f"the CPU kernels cannot run {spec}: {reason}")
-        return CpuPlan(loaded, spec, tensors)
+        return CpuPlan(loaded, spec, tensors, combine)
 
 
 class CpuPlan:
     """A plan bound to the addresses of parameters and state; it keeps them alive."""
 
-    def __init__(self, loaded: Library, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> None:
+    def __init__(
+        self,
+        loaded: Library,
+        spec: PlanSpec,
+        tensors: Sequence[PlanTensor],
+        combine: Combine | None = None,
+    ) -> None:
         self.spec = spec
+        self._combine = combine
         self._library = loaded
         self.tensors = tuple(tensors)
         n, slots = len(self.tensors), len(spec.codecs)
@@ -141,7 +148,7 @@ class CpuPlan:
             torch.get_num_threads(),
             sums.data_ptr(),
         )
-        return sums
+        return sums if self._combine is None else self._combine(sums)
 
 
 def _addresses(grads: Sequence[Tensor | None]) -> NDArray[np.uint64]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from optwatch.kernels.plan import PlanSpec, PlanTensor
+from optwatch.kernels.plan import Combine, PlanSpec, PlanTensor
 
 if TYPE_CHECKING:
     from optwatch.kernels.triton.driver import TritonPlan
@@ -28,11 +28,13 @@ class TritonBackend:
             _why_not_device(device) or _why_not_installed() or _why_not_process(device) or _why_not_plan(spec)
         )
 
-    def bind(self, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> TritonPlan:
+    def bind(
+        self, spec: PlanSpec, tensors: Sequence[PlanTensor], combine: Combine | None = None
+    ) -> TritonPlan:
         """Prepare to run ``spec`` on these tensors, all on one device."""
         from optwatch.kernels.triton.driver import TritonPlan  # noqa: PLC0415 - Triton is optional
 
-        return TritonPlan(spec, tensors)
+        return TritonPlan(spec, tensors, combine)
 
 
 def _why_not_device(device: torch.device) -> str | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from optwatch.kernels.plan import DECISION, GRADIENT_SUMS, Keys, PlanSpec, PlanTensor, Scalars
+from optwatch.kernels.plan import DECISION, GRADIENT_SUMS, Combine, Keys, PlanSpec, PlanTensor, Scalars
 from optwatch.kernels.triton import compiling
 from optwatch.kernels.triton.passes import gradients, measure
 from optwatch.kernels.triton.step import CHEAP, GATED, SKIPPED, SLOT_COLUMNS, ZERO, fold, step
@@ -25,8 +25,9 @@ ALIGNMENT = 16  # bytes: of the parts of the buffer that is copied each step
 class TritonPlan:
     """A plan bound to tensors on one device."""
 
-    def __init__(self, spec: PlanSpec, tensors: Sequence[PlanTensor]) -> None:
+    def __init__(self, spec: PlanSpec, tensors: Sequence[PlanTensor], combine: Combine | None = None) -> None:
         self.spec = spec
+        self.combine = combine
         self.tensors = tuple(tensors)  # keeps alive what the table points to
         self.device = tensors[0].param.device
         shape = compiling.INTERPRETER_SHAPE if INTERPRETED else compiling.device_shape(spec)
@@ -113,6 +114,8 @@ class TritonPlan:
         ring.reverse()
         rows = ring[0]
         if not self.count:
+            if self.combine is not None:  # other ranks have pieces, and wait for what this one says
+                self.combine(self.norms.zero_())
             return rows
         constants = self.constants[full, gate]
         with self._device():
@@ -125,8 +128,9 @@ class TritonPlan:
                     **{name: value for name, value in constants.items() if name not in unused},
                 )  # fmt: skip
                 self._fold(addresses, self.norms, self.norms.shape[1])
+            norms = self.norms if self.combine is None else self.combine(self.norms)
             step[(self.count,)](
-                self.table, addresses, device_scalars, device_keys, self.items, self.partials, self.norms, decision,
+                self.table, addresses, device_scalars, device_keys, self.items, self.partials, norms, decision,
                 self.behind, known, self.count, len(self.tensors), *self.functions, **constants,
             )  # fmt: skip
             self._fold(addresses, rows, self.spec.columns if full else CHEAP.value)

@@ -101,7 +101,7 @@ def read(saved: Mapping[str, Any], rule: Rule, param: Tensor) -> dict[str, Any]:
 def _read(slot: Slot, place: Place, tensors: Mapping[str, Any], param: Tensor) -> dict[str, Tensor]:
     """One slot by our keys: codes as they are where they are ours, else values."""
     key = f"state{place.number}"
-    codes = _tensor(tensors, key)
+    codes = _tensor(tensors, key, torch.uint8, torch.float32, torch.bfloat16, torch.float16)
     if codes.shape != (*place.leading(), *param.shape):
         raise ValueError(
             f"{key!r} has shape {tuple(codes.shape)}, expected {(*place.leading(), *param.shape)}"
@@ -114,8 +114,8 @@ def _read(slot: Slot, place: Place, tensors: Mapping[str, Any], param: Tensor) -
     if codes.dtype != torch.uint8:
         return {slot.name: place.of(codes).float()}
     absmax, table = (
-        place.of(_tensor(tensors, f"absmax{place.number}")),
-        _tensor(tensors, f"qmap{place.number}"),
+        place.of(_tensor(tensors, f"absmax{place.number}", torch.float32)),
+        _tensor(tensors, f"qmap{place.number}", torch.float32, length=256),
     )
     lengths = {-(-param.numel() // block): block for block in reversed(BLOCKS)}
     block = lengths.get(len(absmax))
@@ -128,10 +128,15 @@ def _read(slot: Slot, place: Place, tensors: Mapping[str, Any], param: Tensor) -
     return {slot.name: table[place.of(codes).int()] * scale.view(param.shape)}
 
 
-def _tensor(tensors: Mapping[str, Any], key: str) -> Tensor:
+def _tensor(tensors: Mapping[str, Any], key: str, *dtypes: torch.dtype, length: int | None = None) -> Tensor:
+    """An entry, which has to be a tensor of one of these types, and of so many values."""
     found = tensors.get(key)
     if not isinstance(found, Tensor):
         raise ValueError(f"{key!r} should be a tensor, found {sorted(tensors)}")  # noqa: TRY004 - a file's content
+    if found.dtype not in dtypes:
+        raise ValueError(f"{key!r} has dtype {found.dtype}, expected {' or '.join(map(str, dtypes))}")
+    if length is not None and tuple(found.shape) != (length,):
+        raise ValueError(f"{key!r} has shape {tuple(found.shape)}, expected {(length,)}")
     return found
 
 

@@ -45,9 +45,14 @@ def read(saved: Mapping[str, Any], rule: Rule, param: Tensor) -> dict[str, Any]:
         if slot.name + CODES in saved:
             state[slot.name] = _read(slot, saved, param)
         elif slot.name in saved:
-            state[slot.name] = saved[slot.name].float()
+            state[slot.name] = _tensor(saved, slot.name, torch.float32, torch.bfloat16, torch.float16).float()
     if "error_bits" in saved and param.dtype == torch.bfloat16:
-        state[KEY] = _correction(saved["error_bits"], param)
+        errors = _tensor(saved, "error_bits", torch.int8, torch.int16, torch.bfloat16)
+        if errors.shape != param.shape:
+            raise ValueError(
+                f"'error_bits' has shape {tuple(errors.shape)}, the parameter {tuple(param.shape)}"
+            )
+        state[KEY] = _correction(errors, param)
     return state
 
 
@@ -66,17 +71,25 @@ def _correction(errors: Tensor, param: Tensor) -> Tensor:
     return parts.round().clamp(-32768, 32767).to(torch.int16)
 
 
+def _tensor(saved: Mapping[str, Any], key: str, *dtypes: torch.dtype) -> Tensor:
+    """An entry, which has to be a tensor of one of these types."""
+    found = saved.get(key)
+    if not isinstance(found, Tensor) or found.dtype not in dtypes:
+        kind = found.dtype if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"{key!r} should be a tensor of {' or '.join(map(str, dtypes))}, found {kind}")
+    return found
+
+
 def _read(slot: Slot, saved: Mapping[str, Any], param: Tensor) -> Tensor:
-    codes, scales = saved[slot.name + CODES], saved.get(slot.name + SCALES)
+    codes = _tensor(saved, slot.name + CODES, torch.int8 if slot.kind is Kind.SIGNED else torch.uint8)
+    scales = _tensor(saved, slot.name + SCALES, torch.float16, torch.bfloat16)
     if codes.shape != param.shape:
         raise ValueError(
             f"{slot.name + CODES!r} has shape {tuple(codes.shape)}, the parameter {tuple(param.shape)}"
         )
     count = -(-param.numel() // GROUP)
-    if scales is None or scales.numel() != count:
-        raise ValueError(
-            f"{slot.name + SCALES!r} has {'no' if scales is None else scales.numel()} values, expected {count}"
-        )
+    if scales.numel() != count:
+        raise ValueError(f"{slot.name + SCALES!r} has {scales.numel()} values, expected {count}")
     scales = scales.view(torch.float16) if scales.dtype == torch.bfloat16 else scales
     order = memory_order(codes)
     values = flat(codes, order)
