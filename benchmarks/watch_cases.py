@@ -79,8 +79,8 @@ class Training:
     def step(self) -> None:
         """One step."""
         self.optimizer.zero_grad()
-        batch = random_batch(self._data, self._random, self._device)
-        next_byte_loss(self.model, batch[: self._sizes.rows, : self._sizes.length]).backward()
+        batch = random_batch(self._data, self._sizes.rows, self._random, self._device)
+        next_byte_loss(self.model, batch[:, : self._sizes.length]).backward()
         self.optimizer.step()
 
 
