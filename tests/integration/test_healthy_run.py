@@ -93,7 +93,8 @@ def test_both_runs_were_watched(rules: str, stage: Stage) -> None:
     server = stage.prometheus[rules]
     assert server.value("min_over_time(up[1h])") == 1
     first, last = (server.value(f"{end}_over_time(timestamp(up)[1h:1s])") for end in ("min", "max"))
-    assert last - first > SECONDS - 45  # a scrape in 15 s: up to two intervals are missing, which is 570 s to the dot
+    # A scrape in 15 s: up to two intervals are missing, which leaves 570 s to the dot.
+    assert last - first > SECONDS - 45
     assert len(server.query('increase(optwatch_steps_total{run_id="healthy"}[1m]) > 60')) == 2
     assert (
         server.value('max(max_over_time(optwatch_run_state{run_id="finished", state="finished"}[1h]))') == 1
