@@ -108,6 +108,8 @@ def test_pushed_series_are_those_of_a_scrape(servers: dict[str, PrometheusServer
         return {
             tuple(sorted((name, value) for name, value in one["metric"].items() if name not in TARGET))
             for one in series
+            # Until the first step some facts are unknown: whoever asks soon enough has such a series, for ever.
+            if "unknown" not in one["metric"].values()
         }
 
     def check() -> None:
