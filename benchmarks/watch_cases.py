@@ -39,9 +39,9 @@ class Sizes:
     """How much is trained, and how often it is timed."""
 
     shrink: int = 1  # divides the width of the large model
-    rows: int = 8  # of a batch
+    rows: int = 32  # of a batch
     length: int = 128  # tokens of a row
-    blocks: int = 2  # of `BLOCK` steps, in each turn
+    blocks: int = 1  # of `BLOCK` steps, in each turn
     rounds: int = 3  # turns of watched and unwatched
 
 
@@ -66,7 +66,11 @@ class Case:
 
 
 class Training:
-    """A GPT-2 of 4.8 million parameters on a thousand bytes of text a step: forward, backward, step."""
+    """A GPT-2 of 4.8 million parameters on 4,096 bytes of text a step: forward, backward, step.
+
+    As many tokens as the smallest batches of fine-tuning have. What watching costs does not depend on it, what a step
+    of training takes does: with fewer, the step of any optimizer would be a sizeable part of it.
+    """
 
     def __init__(self, build: Callable[[Params], torch.optim.Optimizer], sizes: Sizes) -> None:
         torch.manual_seed(0)

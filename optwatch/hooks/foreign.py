@@ -1,15 +1,14 @@
 """Statistics of an optimizer that is not ours, taken after its step from what it left.
 
-Every step: the norm of the gradients and the number of their non-finite elements. Sampled steps: one pass, chunk by
-chunk, over gradient, weight and state, in which each chunk is read once from memory and several times from the cache.
-Nothing waits for a device, and no tensor is kept.
+Every step: the norm of the gradients and the number of their non-finite elements. Sampled steps: one pass over
+gradient, weight and state, in which each value is read once from memory. Nothing waits for a device, and no tensor is
+kept.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,19 +16,14 @@ from torch import Tensor
 
 from optwatch.codecs import Kind
 from optwatch.hooks.adapters import Adapter, Math, Stored
-from optwatch.hooks.adapters.base import flat_like
-from optwatch.hooks.maths import maths_of, scalars, step_of
+from optwatch.hooks.chunks import DEVICE_CHUNK, Left, chunk_sums, squares
+from optwatch.hooks.compiled import compiled_rows
+from optwatch.hooks.maths import maths_of, step_of
 from optwatch.hooks.members import Member, gradients, members, parameters
 from optwatch.kernels.cpu.sums import gradient_sums
-from optwatch.metrics.fields import CHEAP_FIELDS, MAXIMUM_FIELDS, SLOT_FIELDS, TENSOR_FIELDS, row_fields
+from optwatch.metrics.fields import CHEAP_FIELDS, maximum_columns, row_fields
 from optwatch.optim import PlanStats, StatsLayout, StepStats
-from optwatch.optim.layout import flat_copy
 from optwatch.optim.sharded import local
-
-#: Elements of a chunk. On a CPU a chunk of gradient, weight and two moments fits the second-level cache, sums in fp32
-#: over it are exact to 1e-6, and torch works on it without other threads: waiting for them thousands of times takes
-#: seconds where cores are busy. On a GPU launches are what costs.
-CHUNK, DEVICE_CHUNK = 1 << 15, 1 << 22
 
 #: What nobody can know without the kernel: the exact values before they were stored, and the old weights.
 ABSENT = ("update_error_sq", "unchanged", "error_sq", "underflow", "saturated")
@@ -156,8 +150,7 @@ class Foreign:
 
     def _fill_cheap(self, rows: Tensor, stepped: Sequence[Member]) -> None:
         positions = [self._positions[member.index] for member in stepped]
-        squares = _squares([member.grad for member in stepped])
-        rows[_index(positions, rows.device), 0] = squares
+        rows[_index(positions, rows.device), 0] = squares([member.grad for member in stepped])
         self._count_nonfinite(rows, positions, stepped)
 
     def _count_nonfinite(self, rows: Tensor, positions: Sequence[int], stepped: Sequence[Member]) -> None:
@@ -173,118 +166,36 @@ class Foreign:
     def _fill(
         self, rows: Tensor, layout: StatsLayout, optimizer: torch.optim.Optimizer, stepped: Sequence[Member]
     ) -> None:
-        """The full rows: partial sums of every chunk, then folded."""
+        """The full rows: by the compiled library what that can read, and the rest by partial sums of every chunk."""
         maths = maths_of(self.adapter, optimizer) if self.sampled else None
-        positions = [self._positions[member.index] for member in stepped]
-        parts: list[Tensor] = []
-        counts: list[int] = []
-        for member in stepped:
-            slots = {slot.name: slot for slot in self.adapter.slots(optimizer, member.param, member.state)}
-            rule = _Rule.of(maths[member.group], member, layout.slots) if maths else None
-            chunks = _chunks(member, [slots[name] for name in layout.slots], rule)
-            counts.append(len(chunks))
-            parts += itertools.chain.from_iterable(chunks)
-        table = torch.stack(parts).double().view(sum(counts), -1)
-        maxima = torch.tensor(
-            [name.rpartition(".")[2] in MAXIMUM_FIELDS for name in row_fields(layout.slots)]
-        )
-        maxima = maxima.to(rows.device, non_blocking=True)
+        left = [self._left(member, layout, optimizer, maths) for member in stepped]
+        others = left
+        if rows.device.type == "cpu":
+            others = compiled_rows(left, [self._positions[one.member.index] for one in left], rows.numpy())
+        if not others:
+            return
+        positions = [self._positions[one.member.index] for one in others]
+        chunks = [chunk_sums(one) for one in others]
+        counts = list(map(len, chunks))
+        cells = itertools.chain.from_iterable(itertools.chain.from_iterable(chunks))
+        table = torch.stack(list(cells)).double().view(sum(counts), -1)
+        maxima = torch.from_numpy(maximum_columns(len(layout.slots))).to(rows.device, non_blocking=True)
         folded = [torch.where(maxima, part.amax(0), part.sum(0)) for part in table.split(counts)]
         rows[_index(positions, rows.device)] = torch.stack(folded)
-        self._count_nonfinite(rows, positions, stepped)
+        self._count_nonfinite(rows, positions, [one.member for one in others])
 
-
-@dataclass(frozen=True)
-class _Rule:
-    """The rule of one parameter in its newest step, on a chunk's values."""
-
-    math: Math
-    order: tuple[int, ...]  # of the layout's slots, as the rule wants them
-    scalars: dict[str, float]
-
-    @classmethod
-    def of(cls, math: Math, member: Member, names: Sequence[str]) -> _Rule | None:
-        """None where the step's number lies on a device."""
-        step = step_of(member.state, 1.0)
-        if step is None:
-            return None
-        row = scalars([math], [step])[0]
-        order = tuple(list(names).index(slot.name) for slot in math.rule.slots)
-        return cls(math, order, dict(zip(math.rule.scalars, row.tolist(), strict=True)))
-
-    def update(self, values: Sequence[Tensor], grad: Tensor) -> Tensor:
-        """What the step subtracted from the weight."""
-        return self.math.rule.update([values[i] for i in self.order], grad, self.scalars)
-
-
-def _chunks(member: Member, slots: Sequence[Stored], rule: _Rule | None) -> list[list[Tensor]]:
-    """The sums of each chunk of one parameter, in the order of a row's columns."""
-    weight = flat_like(member.param, member.param)
-    if weight is None:
-        weight = flat_copy(member.param, None)
-    size = CHUNK if weight.device.type == "cpu" else DEVICE_CHUNK
-    size -= size % max((slot.block for slot in slots), default=1)
-    zero = torch.zeros((), device=weight.device)
-    made = []
-    whole = member.grad.numel() == weight.numel()
-    for start in range(0, len(weight), size):
-        stop = min(start + size, len(weight))
-        grad = member.grad[start:stop].float() if whole else None
-        values = [slot.read(start, stop).float() for slot in slots]
-        cells = dict.fromkeys(TENSOR_FIELDS, zero)
-        cells["weight_sq"] = _square(weight[start:stop].float())
-        if grad is not None:
-            cells["grad_sq"] = _square(grad)
-            if slots and slots[0].kind is Kind.SIGNED:
-                cells["moment_grad"] = (values[0] * grad).sum()
-            if rule is not None:
-                cells["update_sq"] = _square(rule.update(values, grad))
-        elif start == 0:  # a sparse gradient has elements of its own
-            cells["grad_sq"] = _squares([member.grad])[0].float()
-        made.append(
-            [
-                *cells.values(),
-                *(c for s, v in zip(slots, values, strict=True) for c in _slot_sums(s, v, zero)),
-            ]
-        )
-    return made
-
-
-def _slot_sums(slot: Stored, values: Tensor, zero: Tensor) -> list[Tensor]:
-    """The ``SLOT_FIELDS`` of a chunk, with zeros for those that are absent."""
-    total = values.sum()
-    known = {
-        "exact_sq": total if slot.kind is Kind.SECOND_MOMENT else _square(values),
-        "sum": total,
-        "absmax": values.abs().amax(),
-    }
-    return [known.get(field, zero) for field in SLOT_FIELDS]
-
-
-def _square(values: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(values)
-    return norm.square()
+    def _left(
+        self, member: Member, layout: StatsLayout, optimizer: torch.optim.Optimizer, maths: list[Math] | None
+    ) -> Left:
+        slots = {slot.name: slot for slot in self.adapter.slots(optimizer, member.param, member.state)}
+        step = step_of(member.state, 1.0)  # None where it lies on a device
+        math = None if maths is None or step is None else maths[member.group]
+        return Left(member, [slots[name] for name in layout.slots], math, step or 1.0)
 
 
 def _index(positions: Sequence[int], device: torch.device) -> Tensor:
     """An index on ``device``, sent without waiting."""
     return torch.tensor(positions).to(device, non_blocking=True)
-
-
-def _squares(grads: Sequence[Tensor]) -> Tensor:
-    """The sum of squares of each flat tensor, float64 ``[len(grads)]``."""
-    chunks: list[Tensor] = []
-    counts: list[int] = []
-    for grad in grads:
-        cut = grad.split(CHUNK if grad.device.type == "cpu" else DEVICE_CHUNK)
-        chunks += cut
-        counts.append(len(cut))
-    norms = torch._foreach_norm(chunks, 2, torch.float32)  # noqa: SLF001 - torch's own clipping calls it
-    partial = torch.stack(norms).double().square()
-    if len(chunks) == len(grads):
-        return partial
-    owner = torch.from_numpy(np.repeat(np.arange(len(grads)), counts)).to(partial.device, non_blocking=True)
-    return partial.new_zeros(len(grads)).index_add_(0, owner, partial)
 
 
 def _content(layout: StatsLayout) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,9 @@ SeriesValues = list[tuple[Series, float]]
 SlotNames = Callable[[torch.optim.Optimizer], Mapping[str, str]]
 _Glance = tuple[list[int], list[int]]
 _LAYOUT = operator.attrgetter("layout")
+_NUMBERS = frozenset((int, float, bool))
+#: Of so many parts of the parameters one is looked at in each step, whether its state lies where it did.
+SAMPLES = 8
 
 
 class Sizes:
@@ -30,7 +34,9 @@ class Sizes:
         self.tensors: SeriesValues = []
         self.gradients: SeriesValues = []
         self._name, self._slots = name, slots
-        self._glanced: _Glance | None = None
+        self._held: list[int] = []
+        self._glances: list[_Glance | None] = []  # of each part
+        self._turn = 0
         self._seen: list[tuple[int, int, int]] = []
 
     @property
@@ -57,9 +63,9 @@ class Sizes:
         return before != [series for series, _ in self.series]
 
     def _changed(self, optimizer: torch.optim.Optimizer) -> bool:
-        glanced, self._glanced = self._glanced, _glance(optimizer.state)
-        if glanced is not None and glanced == self._glanced:
+        if self._looks_the_same(optimizer.state):
             return False
+        self._remember(optimizer.state)
         seen = [
             (id(t), t.data_ptr() if t.layout == torch.strided else 0, t.nbytes)
             for _, t in state_leaves(optimizer.state)
@@ -67,16 +73,43 @@ class Sizes:
         changed, self._seen = seen != self._seen, seen
         return changed
 
+    def _looks_the_same(self, state: Mapping[Any, Any]) -> bool:
+        """Whether ``state`` holds the very tensors that it held, in a fraction of the time that looking closely takes.
 
-def _glance(state: Mapping[Any, Any]) -> _Glance | None:
-    """Identities and addresses of the tensors in ``state``, in a fraction of the time that looking closely takes.
+        Where they lie is asked of a part in each step: it takes longest, and if memory is exchanged beneath tensors it
+        is beneath all of them.
+        """
+        if not self._glances or None in self._glances:
+            return False
+        try:
+            held = _held(state)
+        except TypeError:  # some of it is no dict any more
+            return False
+        if held != self._held:
+            return False
+        self._turn = (self._turn + 1) % SAMPLES
+        return _glance(list(state.values())[self._turn :: SAMPLES]) == self._glances[self._turn]
+
+    def _remember(self, state: Mapping[Any, Any]) -> None:
+        kept = list(state.values())
+        plain = all(isinstance(one, dict) for one in kept)
+        self._held = _held(state) if plain else []
+        self._glances = [_glance(kept[turn::SAMPLES]) for turn in range(SAMPLES)] if plain else []
+
+
+def _held(state: Mapping[Any, dict[Any, Any]]) -> list[int]:
+    """The identities of what the parameters' dicts hold, but for numbers, which are others in each step."""
+    values = itertools.chain.from_iterable(map(dict.values, state.values()))
+    return [id(value) for value in values if type(value) not in _NUMBERS]
+
+
+def _glance(kept: Sequence[dict[Any, Any]]) -> _Glance | None:
+    """Identities and addresses of the tensors in some parameters' dicts.
 
     A tensor that becomes larger or of another type gets other memory. None where that does not tell: where something
     besides plain strided tensors and numbers is kept.
     """
-    if not all(isinstance(kept, dict) for kept in state.values()):
-        return None
-    held = [value for kept in state.values() for value in kept.values()]
+    held = [value for one in kept for value in one.values()]
     tensors = [value for value in held if type(value) is torch.Tensor]
     numbers = len(tensors) < len(held) and sum(isinstance(value, PLAIN) for value in held)
     if len(tensors) + numbers < len(held) or set(map(_LAYOUT, tensors)) - {torch.strided}:

@@ -20,8 +20,12 @@ from torch import nn
 import optwatch
 from hooks import registries
 from hooks.boards import published
+from optwatch.hooks import foreign as foreign_module
 from optwatch.hooks.adapters import ADAPTERS, UNKNOWN, adapter_for
-from optwatch.hooks.foreign import CHUNK, Foreign
+from optwatch.hooks.chunks import CHUNK, Left, chunk_sums
+from optwatch.hooks.foreign import Foreign
+from optwatch.kernels.cpu import state, sums
+from optwatch.kernels.cpu.library import LibraryError
 from optwatch.metrics.fields import row_fields
 from optwatch.optim.count import count_bytes, state_leaves, storages
 
@@ -160,6 +164,33 @@ def reference(optimizer: torch.optim.Optimizer, param: torch.Tensor) -> dict[str
     return found
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def summed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who sums: the compiled library what it reads, or torch everything, as where there is no library."""
+    if request.param == "torch":
+        for module in (state, sums):
+            monkeypatch.setattr(module, "library", lambda: LibraryError("hidden"))
+    return str(request.param)
+
+
+def test_the_library_reads_what_is_kept_in_fp32_bf16_or_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of these nothing is left for torch; of torchao's 4-bit state everything."""
+    chunked: list[str] = []
+
+    def noted(left: Left) -> list[list[torch.Tensor]]:
+        chunked.extend(slot.format for slot in left.slots)
+        return chunk_sums(left)
+
+    monkeypatch.setattr(foreign_module, "chunk_sums", noted)
+    for name in READ:
+        training = registries.Training(name, **OPTIONS.get(name, {}))
+        training.step()
+        Foreign(adapter_for(training.optimizer)).after(training.optimizer, 1, full=True)
+    assert set(chunked) <= {"torchao 4-bit", "torchao fp8"}
+    assert "torchao 4-bit" in chunked
+
+
+@pytest.mark.usefixtures("summed")
 @pytest.mark.parametrize("name", READ)
 def test_statistics_equal_float64_sums(name: str) -> None:
     """Every field that can be had, to 1e-4, for every tensor, small ones with fp32 state included."""
@@ -195,6 +226,7 @@ def test_statistics_equal_float64_sums(name: str) -> None:
     assert dict.fromkeys(slots) == dict.fromkeys(READ[name])
 
 
+@pytest.mark.usefixtures("summed")
 def test_chunks_views_and_types() -> None:
     """A tensor of several chunks, a transposed one, a bf16 one and a channels_last one give the same sums."""
     torch.manual_seed(0)
@@ -224,6 +256,7 @@ def test_chunks_views_and_types() -> None:
         assert found["moment_grad"] == pytest.approx((m * grad).sum().item(), rel=1e-5)
 
 
+@pytest.mark.usefixtures("summed")
 def test_the_update_follows_from_fp32_state() -> None:
     """Where the rule is known, the norm of the update is that of the difference of the weights."""
     for kind, options in (
@@ -249,6 +282,7 @@ def test_the_update_follows_from_fp32_state() -> None:
         assert foreign.sampled == ("update_sq",)
 
 
+@pytest.mark.usefixtures("summed")
 def test_nonfinite_gradients_are_counted(directory: Path) -> None:
     """In every step, sampled or not."""
     param = nn.Parameter(torch.ones(100))

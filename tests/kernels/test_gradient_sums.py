@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 
-from optwatch.kernels.cpu.library import ISA_VARIABLE, PATH, library
+from kernels.isas import isa  # noqa: F401 - a fixture
+from optwatch.kernels.cpu.library import PATH
 from optwatch.kernels.cpu.sums import gradient_sums
 
-pytestmark = pytest.mark.skipif(
-    not PATH.exists(), reason="built without a compiler: there is no library to test"
-)
+pytestmark = [
+    pytest.mark.skipif(not PATH.exists(), reason="built without a compiler: there is no library to test"),
+    pytest.mark.usefixtures("isa"),
+]
 
 #: Below, at and beyond vectors, blocks and work items, and nothing at all.
 SIZES = (0, 1, 31, 512, 513, 70_000, 300_001)
 #: What gradients are multiplied by: squares leave the range of fp32 at both ends.
 SCALES = (1.0, 1e-30, 1e30)
-
-
-@pytest.fixture(params=["best", "avx2", "baseline"], autouse=True)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each instruction set that this processor has."""
-    if request.param != "best":
-        loaded = library()
-        if request.param not in loaded.isas:
-            pytest.skip(f"platform: this processor does not run {request.param}")
-        monkeypatch.setenv(ISA_VARIABLE, request.param)
-    library.cache_clear()
-    yield
-    library.cache_clear()
 
 
 def sums(tensors: list[torch.Tensor | None]) -> np.ndarray:

@@ -13,6 +13,9 @@ from optwatch.codecs import Kind
 from optwatch.optim.layout import flat, memory_order
 from optwatch.rules import RULES, Rule
 
+#: Elements that share a scale in the one format with a table that the compiled library reads.
+TABLE_BLOCK = 256
+
 Group = Mapping[str, Any]
 State = Mapping[str, Any]
 
@@ -23,7 +26,8 @@ class Stored:
 
     ``buffers`` pairs each with the number of elements that one of its entries stands for: 1 for codes, 2 where two
     share a byte, the block's length for scales. ``decode`` takes a cut of each, and the number of elements, to fp32.
-    A run may start at any multiple of ``block``.
+    A run may start at any multiple of ``block``. ``table`` holds the fp32 values that codes stand for, if decoding is
+    no more than these times the scales.
     """
 
     name: str
@@ -32,6 +36,21 @@ class Stored:
     buffers: tuple[tuple[Tensor, int], ...]
     decode: Callable[[Sequence[Tensor], int], Tensor]
     block: int = 1
+    table: Tensor | None = None
+
+    @property
+    def codec(self) -> str | None:
+        """What the compiled library calls the format; None if it has no name for it."""
+        if self.decode is plain:
+            return {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(self.buffers[0][0].dtype)
+        types = [array.dtype for array in self.arrays]
+        known = self.block == TABLE_BLOCK and types == [torch.uint8, torch.float32, torch.float32]
+        return "table8" if known and self.buffers[0][1] == 1 else None
+
+    @property
+    def arrays(self) -> list[Tensor]:
+        """All that is read."""
+        return [buffer for buffer, _ in self.buffers] + ([] if self.table is None else [self.table])
 
     @property
     def exact(self) -> bool:

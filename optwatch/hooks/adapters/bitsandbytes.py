@@ -98,4 +98,4 @@ def _quantised(name: str, kind: Kind, codes: Tensor, scales: Tensor, table: Tens
         stored, scale = parts
         return scaled(table.index_select(0, stored.int()), scale, block)
 
-    return Stored(name, kind, "bitsandbytes 8-bit", ((codes, 1), (scales, block)), decode, block)
+    return Stored(name, kind, "bitsandbytes 8-bit", ((codes, 1), (scales, block)), decode, block, table)

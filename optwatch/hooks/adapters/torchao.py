@@ -77,4 +77,4 @@ def _quantised(key: str, kind: Kind, tensor: Tensor) -> Stored:
         values = stored.float() if table is None else table.index_select(0, stored.int())
         return scaled(values, scale.float(), block)
 
-    return Stored(key, kind, name, ((codes, packed), (scales, block)), decode, block)
+    return Stored(key, kind, name, ((codes, packed), (scales, block)), decode, block, table)

@@ -1,4 +1,5 @@
 // The step over one work item, compiled once for each instruction set with OPTWATCH_ISA as its name.
+#include "foreign.h"
 #include "hot.h"
 #include "mathematics.h"
 #include "passes.h"
@@ -29,7 +30,7 @@ const Codec* find_codec(const char* name) {
   if (!found) found = find(codecs_##folder, name);
   OPTWATCH_CODECS(OPTWATCH_LOOK)
 #undef OPTWATCH_LOOK
-  return found;
+  return found ? found : find(kForeignCodecs, name);
 }
 
 const Rule* find_rule(const char* name) {
@@ -80,8 +81,9 @@ void observe(const Tables& t, const Work& work, const Block& b, Arrays& a, const
     stored[s] = codec.load(b.parts[s], b.n, a.state[s]);
     lossy |= !codec.in_place;
     double* fields = sums + kTensorFields + s * kSlotFields;
-    const float absmax =
-        (t.rule->second_moment[s] ? slot_fields<true> : slot_fields<false>)(exact[s], stored[s], b.n, fields);
+    const auto sums_of = t.rule->second_moment[s] ? (codec.in_place ? slot_fields<true, false> : slot_fields<true>)
+                                                  : (codec.in_place ? slot_fields<false, false> : slot_fields<false>);
+    const float absmax = sums_of(exact[s], stored[s], b.n, fields);
     if (absmax <= codec.largest) continue;
     for (int start = 0; start < b.n; start += codec.block) {
       const int n = b.n - start < codec.block ? b.n - start : codec.block;
@@ -237,6 +239,6 @@ void run(const Tables& t, const Work& work) {
 }  // namespace
 
 extern const Isa isa;
-const Isa isa = {OPTWATCH_ISA_NAME, find_rule, find_codec, find_type, find_hot, sum_gradients, sum_norms, run};
+const Isa isa = {OPTWATCH_ISA_NAME, find_rule, find_codec, find_type, find_hot, sum_gradients, sum_norms, sum_state, run};
 
 }  // namespace optwatch::OPTWATCH_ISA

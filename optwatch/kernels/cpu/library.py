@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 #: The version of the library's interface that this driver speaks; OPTWATCH_ABI in plan.cpp.
-ABI = 4
+ABI = 5
 #: Forces an instruction set below the best one: ``avx512``, ``avx2``, ``baseline`` or ``neon``.
 ISA_VARIABLE = "OPTWATCH_CPU_ISA"
 
@@ -39,6 +39,20 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
         _POINTER,
         (_STRING, _STRING, ctypes.POINTER(_STRING), _STRING, _STRING, ctypes.c_int64, *(_POINTER,) * 4),
     ),
+    "optwatch_cpu_bind_state": (
+        _POINTER,
+        (
+            *(_STRING,) * 2,
+            _POINTER,
+            ctypes.c_int,
+            _POINTER,
+            ctypes.POINTER(_STRING),
+            *(_STRING,) * 2,
+            ctypes.c_int64,
+            *(_POINTER,) * 3,
+        ),
+    ),
+    "optwatch_cpu_run_state": (None, (*(_POINTER,) * 3, ctypes.c_int, _POINTER)),
     "optwatch_cpu_run_gradients": (None, (*(_POINTER,) * 2, ctypes.c_int, _POINTER)),
     "optwatch_cpu_run_norms": (None, (*(_POINTER,) * 3, *(ctypes.c_int,) * 2, _POINTER)),
     "optwatch_cpu_run": (None, (*(_POINTER,) * 4, *(ctypes.c_int,) * 3, _POINTER)),

@@ -28,51 +28,109 @@ inline double squares(const float* x, int n) {
   return trustworthy(fast) ? fast : precise_squares(x, n);
 }
 
+// What a block's arrays hold, as fp32 that is padded with zeros.
+struct Operands {
+  const float *grad, *weight, *state[kMaxSlots];
+};
+
+class Reading {
+ public:
+  Reading(const Tables& tables, const Work& work) : t_(tables), work_(work) {}
+
+  // Elements [first, first + n); they are there until the next call.
+  Operands at(int64_t first, int n) {
+    Operands found = {};
+    const Tensor& tensor = *work_.tensor;
+    found.grad = t_.grad->load(padded(work_.grad, first, n, 8 * t_.grad->bytes, rooms_[0]), n, grad_);
+    if (work_.zero) found.grad = without_nonfinite(found.grad, n, grad_);
+    Part part = {};
+    part.first = first;
+    part.values = padded(tensor.param, first, n, t_.weight->bits, rooms_[1]);
+    if (t_.weight->correction)
+      part.correction = padded(tensor.correction, first, n, 8 * t_.weight->correction, rooms_[2]);
+    found.weight = t_.weight->load(part, n, weight_);
+    for (int s = 0; s < t_.rule->slots; s++) {
+      const Codec& codec = *t_.codecs[s];
+      part.buffers = tensor.buffers[s];
+      part.values = padded(static_cast<const char*>(part.buffers[0]), first, n, codec.bits, rooms_[3 + s]);
+      found.state[s] = codec.load(part, n, state_[s]);
+    }
+    return found;
+  }
+
+ private:
+  const Tables& t_;
+  const Work& work_;
+  alignas(64) float grad_[kBlock], weight_[kBlock], state_[kMaxSlots][kBlock];
+  alignas(64) char rooms_[3 + kMaxSlots][kBlock * 4];
+};
+
+// Of the blocks of a work item: f(first element, number of elements).
+template <class F>
+OPTWATCH_INLINE void for_each_block(const Work& work, F f) {
+  for (int64_t first = work.start; first < work.stop; first += kBlock)
+    f(first, static_cast<int>(work.stop - first < kBlock ? work.stop - first : kBlock));
+}
+
+constexpr int kPage = 4096, kLine = 64;
+
 // GradField of the gradients of a work item.
 inline void sum_gradients(const Tables& t, const Work& work) {
   alignas(64) float wide[kBlock], finite[kBlock];
   alignas(64) char room[kBlock * 4];
-  for (int64_t first = work.start; first < work.stop; first += kBlock) {
-    const int n = static_cast<int>(work.stop - first < kBlock ? work.stop - first : kBlock);
+  for_each_block(work, [&](int64_t first, int n) {
     const float* grad = t.grad->load(padded(work.grad, first, n, 8 * t.grad->bytes, room), n, wide);
+    // A page ahead: the processor by itself asks for nothing beyond the one it reads.
+    const char* ahead = work.grad + first * t.grad->bytes + kPage;
+    for (int i = 0; i < n * t.grad->bytes; i += kLine) __builtin_prefetch(ahead + i);
     const double given = squares(grad, n);
     work.sums[kGivenSq] += given;
     if (given <= 1e300) {
       work.sums[kFiniteSq] += given;
-      continue;
+      return;
     }
     work.sums[kNonfiniteCount] += static_cast<double>(nonfinite(grad, n));
     work.sums[kFiniteSq] += squares(without_nonfinite(grad, n, finite), n);
-  }
+  });
 }
 
 // The squares of what the rule measures, from the state as it was.
 inline void sum_norms(const Tables& t, const Work& work) {
-  alignas(64) float grad_wide[kBlock], weight_wide[kBlock], state_wide[kMaxSlots][kBlock], values[kMaxNorms][kBlock];
-  alignas(64) char rooms[3 + kMaxSlots][kBlock * 4];
-  const Tensor& tensor = *work.tensor;
-  for (int64_t first = work.start; first < work.stop; first += kBlock) {
-    const int n = static_cast<int>(work.stop - first < kBlock ? work.stop - first : kBlock);
-    const float* grad = t.grad->load(padded(work.grad, first, n, 8 * t.grad->bytes, rooms[0]), n, grad_wide);
-    if (work.zero) grad = without_nonfinite(grad, n, grad_wide);
-    Part at = {};
-    at.first = first;
-    at.values = padded(tensor.param, first, n, t.weight->bits, rooms[1]);
-    if (t.weight->correction) at.correction = padded(tensor.correction, first, n, 8 * t.weight->correction, rooms[2]);
-    const float* weight = t.weight->load(at, n, weight_wide);
-    const float* state[kMaxSlots];
-    for (int s = 0; s < t.rule->slots; s++) {
-      const Codec& codec = *t.codecs[s];
-      at.buffers = tensor.buffers[s];
-      at.values = padded(static_cast<const char*>(at.buffers[0]), first, n, codec.bits, rooms[3 + s]);
-      state[s] = codec.load(at, n, state_wide[s]);
-    }
-    t.rule->measure(grad, weight, state, n, work.scalars, values);
+  Reading reading(t, work);
+  alignas(64) float values[kMaxNorms][kBlock];
+  for_each_block(work, [&](int64_t first, int n) {
+    const Operands is = reading.at(first, n);
+    t.rule->measure(is.grad, is.weight, is.state, n, work.scalars, values);
     for (int m = 0; m < t.rule->norms; m++) {
       for (int i = n; i % kPad; i++) values[m][i] = 0;  // 0 / (0 + eps) is NaN when eps is 0
       work.sums[m] += squares(values[m], n);
     }
-  }
+  });
+}
+
+// The fields of a full row that follow from what anybody's step has left; the others stay zero.
+inline void sum_state(const Tables& t, const Work& work) {
+  Reading reading(t, work);
+  alignas(64) float update[kBlock];
+  const int slots = t.rule->slots;
+  double* sums = work.sums;
+  for_each_block(work, [&](int64_t first, int n) {
+    const Operands is = reading.at(first, n);
+    const double grad_sq = squares(is.grad, n);
+    sums[kGradSq] += grad_sq;
+    if (!(grad_sq <= 1e300)) sums[kNonfinite] += static_cast<double>(nonfinite(is.grad, n));
+    sums[kWeightSq] += squares(is.weight, n);
+    for (int s = 0; s < slots; s++)
+      (t.rule->second_moment[s] ? slot_fields<true, false> : slot_fields<false, false>)(
+          is.state[s], nullptr, n, sums + kTensorFields + s * kSlotFields);
+    if (slots && !t.rule->second_moment[0]) sums[kMomentGrad] += product(is.state[0], is.grad, n);
+    if (!t.stepped_by) return;
+    const float* ordered[kMaxSlots];
+    for (int s = 0; s < t.stepped_by->slots; s++) ordered[s] = is.state[t.order[s]];
+    t.stepped_by->update(ordered, is.grad, n, work.scalars, update);
+    for (int i = n; i % kPad; i++) update[i] = 0;
+    sums[kUpdateSq] += squares(update, n);
+  });
 }
 
 }  // namespace optwatch::OPTWATCH_ISA

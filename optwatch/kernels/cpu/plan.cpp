@@ -13,7 +13,7 @@
 #include "tables.h"
 
 // Raised with every change of the functions below, so that the driver can refuse a library of another version.
-#define OPTWATCH_ABI 4
+#define OPTWATCH_ABI 5
 
 // OpenMP's entry point. It is not linked: it resolves at load time to the copy that torch brought, so that a process
 // has one runtime and one set of threads. Where there is none, plans run on the calling thread.
@@ -74,7 +74,8 @@ struct Item {
 };
 
 struct Plan {
-  Tables tables;
+  Tables tables = {};
+  Rule shape = {};  // of a plan that only reads: its slots
   const Isa* isa;
   std::vector<Tensor> tensors;
   std::vector<Item> items;       // in the order of the tensors
@@ -99,6 +100,41 @@ void cut_into_items(Plan* plan) {
     }
   }
   plan->batches.push_back(static_cast<int64_t>(plan->items.size()));
+}
+
+// What the tensors of a plan are kept in, by name.
+struct Formats {
+  const char* const* codecs;
+  const char* weight;
+  const char* grad_type;
+};
+
+// Where they are, see optwatch_cpu_bind; `corrections` may be null.
+struct Addresses {
+  int64_t n;
+  const int64_t* numel;
+  const uint64_t *params, *corrections, *buffers;
+};
+
+// Fills in all but the rule, which is there.
+void fill(Plan* plan, const Formats& formats, const Addresses& of) {
+  Tables& tables = plan->tables;
+  tables.weight = plan->isa->codec(formats.weight);
+  tables.grad = plan->isa->type(formats.grad_type);
+  const int slots = tables.rule->slots;
+  for (int s = 0; s < slots; s++) tables.codecs[s] = plan->isa->codec(formats.codecs[s]);
+  plan->tensors.resize(static_cast<size_t>(of.n));
+  const uint64_t* buffer = of.buffers;
+  for (size_t t = 0; t < plan->tensors.size(); t++) {
+    Tensor& tensor = plan->tensors[t];
+    tensor.numel = of.numel[t];
+    tensor.param = reinterpret_cast<char*>(of.params[t]);
+    tensor.correction = of.corrections ? reinterpret_cast<char*>(of.corrections[t]) : nullptr;
+    for (int s = 0; s < slots; s++)
+      for (int b = 0; b < kMaxBuffers; b++) tensor.buffers[s][b] = reinterpret_cast<void*>(*buffer++);
+  }
+  cut_into_items(plan);
+  plan->sums.resize(plan->items.size() * static_cast<size_t>(columns(slots)));
 }
 
 // A pass over all work items.
@@ -236,28 +272,35 @@ OPTWATCH_API void* optwatch_cpu_bind(const char* isa,            // instruction 
                                      const uint64_t* buffers       // [n][slots][kMaxBuffers] addresses
 ) {
   using namespace optwatch;
-  const Isa* chosen = find_isa(isa);
   Plan* plan = new Plan;
-  plan->isa = chosen;
-  plan->tables.rule = chosen->rule(rule);
-  plan->tables.weight = chosen->codec(weight);
-  plan->tables.grad = chosen->type(grad_type);
-  const int slots = plan->tables.rule->slots;
-  for (int s = 0; s < slots; s++) plan->tables.codecs[s] = chosen->codec(codecs[s]);
-  plan->tables.hot = chosen->hot(*plan->tables.rule, plan->tables.codecs);
-  plan->tensors.resize(static_cast<size_t>(n));
-  for (size_t t = 0; t < plan->tensors.size(); t++) {
-    Tensor& tensor = plan->tensors[t];
-    tensor.numel = numel[t];
-    tensor.param = reinterpret_cast<char*>(params[t]);
-    tensor.correction = reinterpret_cast<char*>(corrections[t]);
-    for (int s = 0; s < slots; s++)
-      for (int b = 0; b < kMaxBuffers; b++)
-        tensor.buffers[s][b] = reinterpret_cast<void*>(
-            buffers[(t * static_cast<size_t>(slots) + static_cast<size_t>(s)) * kMaxBuffers + static_cast<size_t>(b)]);
+  plan->isa = find_isa(isa);
+  plan->tables.rule = plan->isa->rule(rule);
+  fill(plan, {codecs, weight, grad_type}, {n, numel, params, corrections, buffers});
+  plan->tables.hot = plan->isa->hot(*plan->tables.rule, plan->tables.codecs);
+  return plan;
+}
+
+// Prepares a plan that only reads: for the state of another's optimizer. Its weights are kept as they are.
+OPTWATCH_API void* optwatch_cpu_bind_state(const char* isa,
+                                           const char* rule,  // that the update follows from, or null
+                                           const int* order,  // [rule's slots], which of the slots each is
+                                           int slots,
+                                           const int* second_moment,   // [slots], whether it is one
+                                           const char* const* codecs,  // [slots], also those of foreign.h
+                                           const char* weight, const char* grad_type, int64_t n, const int64_t* numel,
+                                           const uint64_t* params, const uint64_t* buffers) {
+  using namespace optwatch;
+  Plan* plan = new Plan;
+  plan->isa = find_isa(isa);
+  plan->shape.slots = slots;
+  for (int s = 0; s < slots; s++) plan->shape.second_moment[s] = second_moment[s] != 0;
+  plan->tables.rule = &plan->shape;
+  if (rule) {
+    plan->tables.stepped_by = plan->isa->rule(rule);
+    plan->shape.scalars = plan->tables.stepped_by->scalars;
+    std::copy(order, order + plan->tables.stepped_by->slots, plan->tables.order);
   }
-  cut_into_items(plan);
-  plan->sums.resize(plan->items.size() * static_cast<size_t>(columns(slots)));
+  fill(plan, {codecs, weight, grad_type}, {n, numel, params, nullptr, buffers});
   return plan;
 }
 
@@ -284,6 +327,20 @@ OPTWATCH_API void optwatch_cpu_run_norms(void* bound,            // from optwatc
   Plan* plan = static_cast<Plan*>(bound);
   const int norms = plan->tables.rule->norms;
   Pass pass = {plan, plan->isa->norms, norms, norms, grads, scalars, nullptr, false, zero != 0};
+  run_all(&pass, threads, rows);
+}
+
+// After a step of another's optimizer: the fields of a full row that follow from what it left.
+OPTWATCH_API void optwatch_cpu_run_state(void* bound,            // from optwatch_cpu_bind_state
+                                         const uint64_t* grads,  // [n] addresses
+                                         const float* scalars,   // [n][rule's scalars], null without a rule
+                                         int threads,            // at most this many
+                                         double* rows            // [n][columns], written
+) {
+  using namespace optwatch;
+  Plan* plan = static_cast<Plan*>(bound);
+  const int width = columns(plan->tables.rule->slots);
+  Pass pass = {plan, plan->isa->state, width, width, grads, scalars, nullptr, true, false};
   run_all(&pass, threads, rows);
 }
 

@@ -109,34 +109,40 @@ inline int saturated(const float* x, int n, float limit) {
   return found;
 }
 
-// Adds the fields of a slot, all but kSaturated, to `fields` and returns the largest magnitude of the block.
-template <bool second_moment>
+// Adds the fields of a slot, all but kSaturated, to `fields` and returns the largest magnitude of the block. What is not
+// `lossy` is stored as it is: `stored` is not read.
+template <bool second_moment, bool lossy = true>
 inline float slot_fields(const float* exact, const float* stored, int n, double* fields) {
   constexpr int k = 4;
   Floats<k> error_sq{}, exact_sq{}, total{};
   Int most{}, underflow{};
   in_packs<k>(n, [&](int i, auto size) {
-    const auto x = load_pack<size.value>(exact + i), y = load_pack<size.value>(stored + i);
-    const auto error = each(x, y, [](Float p, Float q) {
-      if constexpr (!second_moment) return p - q;
-      // One root by the divider and one beside it; they differ in the last bit, which must not look like an error.
-      return select(equal(p, q), Float{}, sqrt(p) - sqrt_nearly(q));
-    });
+    const auto x = load_pack<size.value>(exact + i);
     for (int j = 0; j < size.value; j++) {
-      error_sq.v[j] = fma(error.v[j], error.v[j], error_sq.v[j]);
       total.v[j] += x.v[j];
       if constexpr (!second_moment) exact_sq.v[j] = fma(x.v[j], x.v[j], exact_sq.v[j]);
       most = maximum(most, bits(x.v[j]) & ~kSignBit);
-      underflow = count(underflow, but_not(equal(y.v[j], Float{}), equal(x.v[j], Float{})));
+    }
+    if constexpr (lossy) {
+      const auto y = load_pack<size.value>(stored + i);
+      const auto error = each(x, y, [](Float p, Float q) {
+        if constexpr (!second_moment) return p - q;
+        // One root by the divider and one beside it; they differ in the last bit, which must not look like an error.
+        return select(equal(p, q), Float{}, sqrt(p) - sqrt_nearly(q));
+      });
+      for (int j = 0; j < size.value; j++) {
+        error_sq.v[j] = fma(error.v[j], error.v[j], error_sq.v[j]);
+        underflow = count(underflow, but_not(equal(y.v[j], Float{}), equal(x.v[j], Float{})));
+      }
     }
   });
   const float errors = sum(fold(error_sq)), values = sum(fold(exact_sq)), totals = sum(fold(total));
   const bool finite = totals - totals == 0;
   const double total_exactly = finite ? totals : precisely(n, [=](int i) { return double(exact[i]); });
-  if (finite && trustworthy(errors)) {  // infinity - infinity is NaN, which the selection above hides
+  if (!lossy) {
+    fields[kErrorSq] += total_exactly - total_exactly;  // exact, but NaN - NaN is NaN
+  } else if (finite && trustworthy(errors)) {  // infinity - infinity is NaN, which the selection above hides
     fields[kErrorSq] += errors;
-  } else if (exact == stored) {  // the storage is exact, but NaN - NaN is NaN
-    fields[kErrorSq] += total_exactly - total_exactly;
   } else {
     fields[kErrorSq] += precisely(n, [=](int i) {
       const double d =

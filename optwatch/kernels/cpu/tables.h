@@ -161,6 +161,10 @@ struct Tables {
   const Codec* weight;
   const Type* grad;
   const Hot* hot;  // or null
+  // Of a plan for another's optimizer, which only reads: the rule that its update follows from, or null, and the
+  // plan's slots in the order of that rule's.
+  const Rule* stepped_by;
+  int order[kMaxSlots];
 };
 
 // Elements [start, stop) of a tensor; start is a multiple of kBlock. `sums` holds as many zeros as the pass has
@@ -188,6 +192,7 @@ struct Isa {
   // The passes over a work item: those that only read and sum, and the step.
   void (*gradients)(const Tables&, const Work&);
   void (*norms)(const Tables&, const Work&);
+  void (*state)(const Tables&, const Work&);
   void (*run)(const Tables&, const Work&);
 };
 
