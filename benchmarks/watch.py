@@ -30,7 +30,7 @@ COMMAND = "python -m benchmarks.watch"
 SECONDS = 900  # for one process; compiling torchao's step takes most of a minute
 PACKAGES = ("transformers", "pytorch-optimizer", "wandb")
 METHOD = """\
-A step of training is that of a GPT-2 of 4.8 million parameters in 76 tensors, forward and backward over 1,024 tokens
+A step of training is that of a GPT-2 of 4.8 million parameters in 76 tensors, forward and backward over 4,096 tokens
 and `step()`; the first row is of the optimizer's step alone. *Usual* and *sampled* are microseconds that watching adds
 to a step, *on average* those of one sampled step in {every}, and *share* is that of the unwatched step. Clocks lie
 around the hooks; around the whole step for W&B, whose hooks are in the model; and of ours also around the step, since

@@ -42,9 +42,9 @@ class _Operations(TorchDispatchMode):
 
 
 def _storage(value: object) -> tuple[int, int] | None:
-    if type(value) is not torch.Tensor or value.layout != torch.strided:
+    if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.layout != torch.strided:
         return None
-    storage = value.untyped_storage()
+    storage = value.untyped_storage()  # type: ignore[attr-defined] # it is a tensor
     return storage.data_ptr(), storage.nbytes()
 
 

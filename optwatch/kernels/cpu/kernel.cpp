@@ -239,6 +239,7 @@ void run(const Tables& t, const Work& work) {
 }  // namespace
 
 extern const Isa isa;
-const Isa isa = {OPTWATCH_ISA_NAME, find_rule, find_codec, find_type, find_hot, sum_gradients, sum_norms, sum_state, run};
+const Isa isa = {OPTWATCH_ISA_NAME, find_rule, find_codec, find_type, find_hot,
+                 sum_gradients,     sum_norms, sum_state,  run};
 
 }  // namespace optwatch::OPTWATCH_ISA

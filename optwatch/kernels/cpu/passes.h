@@ -121,8 +121,9 @@ inline void sum_state(const Tables& t, const Work& work) {
     if (!(grad_sq <= 1e300)) sums[kNonfinite] += static_cast<double>(nonfinite(is.grad, n));
     sums[kWeightSq] += squares(is.weight, n);
     for (int s = 0; s < slots; s++)
-      (t.rule->second_moment[s] ? slot_fields<true, false> : slot_fields<false, false>)(
-          is.state[s], nullptr, n, sums + kTensorFields + s * kSlotFields);
+      (t.rule->second_moment[s]
+           ? slot_fields<true, false>
+           : slot_fields<false, false>)(is.state[s], nullptr, n, sums + kTensorFields + s * kSlotFields);
     if (slots && !t.rule->second_moment[0]) sums[kMomentGrad] += product(is.state[0], is.grad, n);
     if (!t.stepped_by) return;
     const float* ordered[kMaxSlots];

@@ -109,8 +109,8 @@ inline int saturated(const float* x, int n, float limit) {
   return found;
 }
 
-// Adds the fields of a slot, all but kSaturated, to `fields` and returns the largest magnitude of the block. What is not
-// `lossy` is stored as it is: `stored` is not read.
+// Adds the fields of a slot, all but kSaturated, to `fields` and returns the largest magnitude of the block. What is
+// not `lossy` is stored as it is: `stored` is not read.
 template <bool second_moment, bool lossy = true>
 inline float slot_fields(const float* exact, const float* stored, int n, double* fields) {
   constexpr int k = 4;
@@ -141,7 +141,7 @@ inline float slot_fields(const float* exact, const float* stored, int n, double*
   const double total_exactly = finite ? totals : precisely(n, [=](int i) { return double(exact[i]); });
   if (!lossy) {
     fields[kErrorSq] += total_exactly - total_exactly;  // exact, but NaN - NaN is NaN
-  } else if (finite && trustworthy(errors)) {  // infinity - infinity is NaN, which the selection above hides
+  } else if (finite && trustworthy(errors)) {           // infinity - infinity is NaN, which the selection above hides
     fields[kErrorSq] += errors;
   } else {
     fields[kErrorSq] += precisely(n, [=](int i) {
