@@ -1,10 +1,10 @@
 // The rules with one byte an element in every slot: one pass over a block decodes, steps, and collects the squares and
 // the ranges that the encoders need; only the new state goes through the first-level cache, and the codecs' own loops
-// encode it. Rules and codecs are what they are elsewhere, so every bit is that of the plan composed of their
-// functions.
+// encode it. Codecs are what they are elsewhere, and so are rules but for Freely below.
 #pragma once
 
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "mathematics.h"
@@ -30,6 +30,27 @@ struct ByteSlot<true> {
   using Reader = LogReader;
   using Range = LogRange;
   static constexpr int kSize = kLogBlock;
+};
+
+// A rule's step where its last bits are free, since the state is rounded anyway: its `step_freely`, for two vectors at
+// once, or its `step` if it has none.
+template <class R, class = void>
+struct Freely {
+  static constexpr int kTogether = 1;
+  template <int k>
+  static OPTWATCH_INLINE Floats<k> step(Floats<k>* s, const Floats<k>& grad, const Floats<k>& weight,
+                                        const typename R::Scalars& h) {
+    return R::step(s, grad, weight, h);
+  }
+};
+template <class R>
+struct Freely<R, std::void_t<decltype(&R::template step_freely<1>)>> {
+  static constexpr int kTogether = 2;
+  template <int k>
+  static OPTWATCH_INLINE Floats<k> step(Floats<k>* s, const Floats<k>& grad, const Floats<k>& weight,
+                                        const typename R::Scalars& h) {
+    return R::step_freely(s, grad, weight, h);
+  }
 };
 
 template <class R>
@@ -77,21 +98,23 @@ struct BytePlan {
     Ranges ranges;
     Sums sums = *sums_out;
     Ahead ahead = *ahead_out;
-    for (int i = start; i < start + length_of(start, kShort, b.n); i += kWidth) {
-      Floats<1> state[R::kSlots];
-      for_each_of(Slots{}, [&](auto s) { state[s.value] = std::get<s.value>(readers).template read<1>(i); });
-      const Floats<1> grad = load_pack<1>(grads + i), weight = load_pack<1>(weights + i);
-      ahead.ask<R::kSlots>();
-      const Floats<1> u = R::step(state, grad, weight, h);
-      for_each_of(Slots{}, [&](auto s) {
-        std::get<s.value>(ranges).add(state[s.value].v[0]);
-        store(next[s.value] + i, state[s.value]);
-      });
+    in_packs<Freely<R>::kTogether>(length_of(start, kShort, b.n), [&](int at, auto size) {
+      constexpr int k = size.value;
+      const int i = start + at;
+      Floats<k> state[R::kSlots];
+      for_each_of(Slots{}, [&](auto s) { state[s.value] = std::get<s.value>(readers).template read<k>(i); });
+      const Floats<k> grad = load_pack<k>(grads + i), weight = load_pack<k>(weights + i);
+      const Floats<k> u = Freely<R>::step(state, grad, weight, h);
+      for_each_of(Slots{}, [&](auto s) { store(next[s.value] + i, state[s.value]); });
       store(new_weights + i, R::apply(weight, u, h));
       if constexpr (keep) store(updates + i, u);
-      sums.grad = fma(grad.v[0], grad.v[0], sums.grad);
-      sums.update = fma(u.v[0], u.v[0], sums.update);
-    }
+      for (int j = 0; j < k; j++) {
+        ahead.ask<R::kSlots>();
+        for_each_of(Slots{}, [&](auto s) { std::get<s.value>(ranges).add(state[s.value].v[j]); });
+        sums.grad = fma(grad.v[j], grad.v[j], sums.grad);
+        sums.update = fma(u.v[j], u.v[j], sums.update);
+      }
+    });
     *ranges_out = ranges;
     *sums_out = sums;
     *ahead_out = ahead;

@@ -1,5 +1,5 @@
-// Adam and AdamW with one byte an element, the plans that most memory is saved by: their loop is written by hand, see
-// fused.h for those of the other rules.
+// Adam and AdamW with one byte an element, the plans that most memory is saved by, and with them AMSGrad: their loop is
+// written by hand, see fused.h for those of the other rules.
 #pragma once
 
 #include <type_traits>
@@ -7,6 +7,7 @@
 #include "optwatch/codecs/int8/cpu.h"
 #include "optwatch/rules/adam/cpu.h"
 #include "optwatch/rules/adamw/cpu.h"
+#include "optwatch/rules/amsgrad/cpu.h"
 #include "sums.h"
 
 namespace optwatch::OPTWATCH_ISA {
@@ -17,9 +18,15 @@ namespace optwatch::OPTWATCH_ISA {
 // threads of a core share its arithmetic units and the number of instructions is all that counts, 16 elements take 9.6
 // ns in place of the composition's 11.1. The weights differ from the rule's in the last bits, and are the same with and
 // without full statistics.
+// The larger of two numbers without sign, NaN if either is: as bit patterns they order like that.
+OPTWATCH_INLINE Float larger_square(Float x, Float y) {
+  return (Float)maximum(reinterpret_cast<Word>(x), reinterpret_cast<Word>(y));
+}
+
 template <class R>
 struct AdamInt8 {
   static constexpr bool kDecoupled = std::is_base_of_v<Decoupled, R>;
+  static constexpr bool kMaximum = R::kSlots == 3;  // the denominator is the largest second moment so far
   typename R::Scalars h;
   float root_factor, eps;  // the denominator divided by the step size: root_factor * sqrt(v) + eps
 
@@ -34,19 +41,24 @@ struct AdamInt8 {
     Float grad{}, update{};
     Ahead ahead;
   };
+  struct Ranges {
+    LogRange v, top;
+  };
 
   // kCubicBlock elements from i, or fewer at the end of a tensor.
   template <bool scaled, bool keep>
   OPTWATCH_INLINE void quarter(const HotBlock& b, int i, int n, const CubicReader& m_reader, const LogReader& v_reader,
-                               Magnitude* m_range_out, LogRange* v_range_out, Sums* sums_out) const {
+                               const LogReader& top_reader, Magnitude* m_range_out, Ranges* ranges_out,
+                               Sums* sums_out) const {
     // Local, because what a pointer leads to would be stored and loaded again for each vector.
     const float *grads = b.grad, *weights = b.weight;
     float *new_weights = b.new_weight, *next_m = b.next[0], *next_v = b.next[1], *updates = b.update;
+    float* next_top = kMaximum ? b.next[2] : nullptr;
     Magnitude m_range;
-    LogRange v_range = *v_range_out;
+    Ranges ranges = *ranges_out;
     Sums sums = *sums_out;
     for (const int end = i + n; i < end; i += kWidth) {
-      sums.ahead.template ask<2>();
+      sums.ahead.template ask<R::kSlots>();
       const Float raw = load(grads + i), w = load(weights + i);
       Float g = scaled ? raw * h.grad_scale : raw;
       if constexpr (!kDecoupled) g = fma(w, splat(h.l2), g);
@@ -54,7 +66,13 @@ struct AdamInt8 {
       sums.grad = fma(raw, raw, sums.grad);
       const Float m = m_reader.read_onto<1>({g * h.one_minus_beta1}, i).v[0];
       const Float v = v_reader.read_onto<1>({square * h.one_minus_beta2}, i).v[0];
-      const Float u = m / fma(sqrt(v), splat(root_factor), splat(eps));
+      Float top = v;
+      if constexpr (kMaximum) {
+        top = larger_square(top_reader.read<1>(i).v[0], v);
+        store(next_top + i, top);
+        ranges.top.add(top);
+      }
+      const Float u = m / fma(sqrt(top), splat(root_factor), splat(eps));
       store(next_m + i, m);
       store(next_v + i, v);
       if constexpr (kDecoupled)
@@ -64,30 +82,37 @@ struct AdamInt8 {
       if constexpr (keep) store(updates + i, u);
       sums.update = fma(u, u, sums.update);
       m_range.add(m);
-      v_range.add(v);
+      ranges.v.add(v);
     }
     *m_range_out = m_range;
-    *v_range_out = v_range;
+    *ranges_out = ranges;
     *sums_out = sums;
+  }
+
+  static OPTWATCH_INLINE void settle(const HotBlock& b, int slot, int s, const LogRange& range) {
+    const int start = s * kLogBlock;
+    log_settle(b.parts[slot], s, range, b.next[slot] + start, length_of(start, kLogBlock, b.n), &b.notes[slot]);
   }
 
   template <bool scaled, bool keep>
   OPTWATCH_INLINE HotSums run(const HotBlock& b) const {
     static_assert(kLogBlock % kCubicBlock == 0);
-    LogRange v_ranges[kBlock / kLogBlock];
+    Ranges ranges[kBlock / kLogBlock];
     Magnitude m_ranges[kBlock / kCubicBlock];
     Sums sums = {{}, {}, b.ahead};
     for (int start = 0; start < b.n; start += kLogBlock) {
       const LogReader v_reader(b.parts[1], start / kLogBlock, h.beta2);
+      const LogReader top_reader = kMaximum ? LogReader(b.parts[2], start / kLogBlock) : v_reader;
       for (int i = start; i < b.n && i < start + kLogBlock; i += kCubicBlock) {
         const CubicReader m_reader(b.parts[0], i / kCubicBlock, 1.0f - h.one_minus_beta1);
-        quarter<scaled, keep>(b, i, length_of(i, kCubicBlock, b.n), m_reader, v_reader, &m_ranges[i / kCubicBlock],
-                              &v_ranges[start / kLogBlock], &sums);
+        quarter<scaled, keep>(b, i, length_of(i, kCubicBlock, b.n), m_reader, v_reader, top_reader,
+                              &m_ranges[i / kCubicBlock], &ranges[start / kLogBlock], &sums);
       }
     }
-    LogGrid* grids = reinterpret_cast<LogNote*>(&b.notes[1])->grids;
-    for (int start = 0, s = 0; start < b.n; start += kLogBlock, s++)
-      grids[s] = log_grid_of(v_ranges[s], b.next[1] + start, length_of(start, kLogBlock, b.n), log_grid(b.parts[1], s));
+    for (int s = 0; s * kLogBlock < b.n; s++) {
+      settle(b, 1, s, ranges[s].v);
+      if constexpr (kMaximum) settle(b, 2, s, ranges[s].top);
+    }
     auto* inverse = reinterpret_cast<CubicNote*>(&b.notes[0])->inverse;
     int32_t m_most = 0;
     Word v_most{};
@@ -96,7 +121,7 @@ struct AdamInt8 {
       inverse[s] = cubic_rescale(b.parts[0], s, most);
       m_most = most > m_most ? most : m_most;
     }
-    for (int start = 0, s = 0; start < b.n; start += kLogBlock, s++) v_most = maximum(v_most, v_ranges[s].most);
+    for (int s = 0; s * kLogBlock < b.n; s++) v_most = maximum(v_most, ranges[s].v.most);
     return {{sum(sums.grad), sum(sums.update)}, {as_float(m_most), as_float(static_cast<int32_t>(largest(v_most)))}};
   }
 
@@ -177,6 +202,6 @@ inline bool adam_int8_observe(const HotBlock& b, const float* scalars, const Hot
 }
 
 template <class R>
-constexpr Hot kAdamInt8 = {adam_int8_fits<R>, adam_int8_step<R>, adam_int8_observe<R>};
+constexpr Hot kAdamInt8 = {adam_int8_fits<R>, adam_int8_step<R>, R::kSlots == 2 ? adam_int8_observe<R> : nullptr};
 
 }  // namespace optwatch::OPTWATCH_ISA

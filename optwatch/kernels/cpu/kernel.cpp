@@ -49,6 +49,8 @@ const Hot* find_hot(const Rule& rule, const Codec* const* codecs) {
     if (!same(codecs[s]->name, rule.second_moment[s] ? "int8_log" : "int8_cubic")) return nullptr;
   if (same(rule.name, "adamw")) return &kAdamInt8<AdamW>;
   if (same(rule.name, "adam")) return &kAdamInt8<Adam>;
+  if (same(rule.name, "adamw_amsgrad")) return &kAdamInt8<AMSGradW>;
+  if (same(rule.name, "adam_amsgrad")) return &kAdamInt8<AMSGrad>;
   return rule.bytes.step ? &rule.bytes : nullptr;
 }
 

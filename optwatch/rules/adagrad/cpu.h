@@ -21,6 +21,18 @@ struct Adagrad : Coupled {
     return g / (sqrt(s[0]) + h.eps) * h.step_size;
   }
 
+  // Contracted, and every other root beside the divider, which a root and a quotient for each vector keep busier than
+  // all else.
+  template <int k>
+  OPTWATCH_INLINE static Floats<k> step_freely(Floats<k>* s, const Floats<k>& grad, const Floats<k>& weight,
+                                               const Scalars& h) {
+    const auto g = fma(weight, h.l2, grad * h.grad_scale);
+    s[0] = fma(g, g, s[0]);
+    Floats<k> root;
+    for (int j = 0; j < k; j++) root.v[j] = j % 2 ? sqrt_nearly(s[0].v[j]) : sqrt(s[0].v[j]);
+    return g / (root + h.eps) * h.step_size;
+  }
+
   template <int k>
   OPTWATCH_INLINE static Floats<k> update(const Floats<k>* s, const Floats<k>& grad, const Scalars& h) {
     return grad * h.grad_scale / (sqrt_nearly(s[0]) + h.eps) * h.step_size;
