@@ -38,7 +38,8 @@ def scalars(maths: Sequence[Math], steps: Sequence[float]) -> NDArray[np.float32
     options = {
         name: np.array([math.options[name] for math in maths], np.float64) for name in maths[0].options
     }
-    return maths[0].rule.prepare(options, np.maximum(np.array(steps, np.float64), 1.0))
+    made: NDArray[np.float32] = maths[0].rule.prepare(options, np.maximum(np.array(steps, np.float64), 1.0))
+    return made
 
 
 def _numbers(options: Mapping[str, Any]) -> dict[str, float | tuple[float, ...]] | None:

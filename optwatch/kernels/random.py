@@ -40,16 +40,48 @@ def keys(
     Of pieces of tensors that begin at the elements ``first``, which are even: element 0 of a piece then has the number
     of element ``first`` of the whole. Beyond 2**33 elements that holds up to the next multiple of so many.
     """
+    rows = _mix(streams(seeds, parameters, slots) + steps.astype(np.uint64)[:, np.newaxis])
+    made = rows.view(np.uint32).reshape(len(parameters), slots, 2)
+    if first is not None and first.any():
+        made[:, :, 0] += offsets(first)[:, np.newaxis]
+    return made
+
+
+def streams(seeds: NDArray[np.uint64], parameters: NDArray[np.uint64], slots: int) -> NDArray[np.uint64]:
+    """The part of the keys ``[n, slots]`` that is the same in each step."""
     tensors = _mix(_mix(seeds) + parameters)
     number: NDArray[np.uint64] = np.arange(slots, dtype=np.uint64)
-    rows = _mix(tensors[:, np.newaxis] + number)
-    rows = _mix(rows + steps.astype(np.uint64)[:, np.newaxis])
-    made = rows.view(np.uint32).reshape(len(parameters), slots, 2)
-    if first is not None and first.any():  # where :func:`numbers` adds the index of a pair to the lower half
-        pairs = first >> np.uint64(1)
-        added = pairs + (pairs >> np.uint64(32)) * np.uint64(0x9E3779B9)
-        made[:, :, 0] += added.astype(np.uint32)[:, np.newaxis]
-    return made
+    return _mix(tensors[:, np.newaxis] + number)
+
+
+def offsets(first: NDArray[np.uint64]) -> NDArray[np.uint32]:
+    """What the lower halves of the keys of pieces get added, where :func:`numbers` adds the index of a pair."""
+    pairs = first >> np.uint64(1)
+    added: NDArray[np.uint64] = pairs + (pairs >> np.uint64(32)) * np.uint64(0x9E3779B9)
+    return added.astype(np.uint32)
+
+
+def device_keys(fixed: Tensor, added: Tensor, steps: Tensor) -> Tensor:
+    """:func:`keys` where the steps lie, bit by bit: ``fixed`` are :func:`streams` as int64, ``added`` :func:`offsets`.
+
+    torch has no 64-bit arithmetic without a sign; that of int64 has the same bits, and wraps as well.
+    """
+    z = fixed + steps.to(torch.int64)[:, None] + _signed(_GAMMA)
+    for shift, factor in _MIX:
+        z = (z ^ _shifted(z, int(shift))) * _signed(factor)
+    made = (z ^ _shifted(z, 31)).view(torch.int32).view(*fixed.shape, 2)
+    made[:, :, 0] += added[:, None]
+    return made.view(torch.uint32)
+
+
+def _signed(number: np.uint64) -> int:
+    """The int64 with the same bits."""
+    return int(number.astype(np.int64))
+
+
+def _shifted(z: Tensor, by: int) -> Tensor:
+    """``z`` to the right, with zeros from the left."""
+    return (z >> by) & ((1 << 64 - by) - 1)
 
 
 def numbers(key: Sequence[int], start: int, stop: int, device: torch.device) -> Tensor:

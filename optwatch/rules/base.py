@@ -5,12 +5,21 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import torch
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
+
+#: Numbers of several tensors at once: an array of numpy's on the host, or a tensor where the device computes them.
+Numbers: TypeAlias = Any
+
+
+def library(values: Numbers) -> Any:
+    """What computes with ``values``, numpy or torch: both have ``sqrt``, ``where``, ``exp`` and ``log``, by these names."""
+    return torch if isinstance(values, Tensor) else np
 
 
 @dataclass(frozen=True)
@@ -48,13 +57,12 @@ class Rule(abc.ABC):
         return self.name
 
     @abc.abstractmethod
-    def prepare(
-        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
-        """The scalars of ``n`` tensors as ``[n, len(scalars)]``.
+    def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
+        """The scalars of ``n`` tensors as fp32 ``[n, len(scalars)]``.
 
         ``options`` holds each hyperparameter of the parameter groups and ``step`` the number of this step, from 1,
-        as arrays ``[n]``, or ``[n, k]`` for a tuple of k. Everything that needs float64 is done here.
+        as float64 ``[n]``, or ``[n, k]`` for a tuple of k. Everything that needs float64 is done here. All are arrays
+        of numpy's, or all are tensors on one device, where nothing here may wait for it: see :func:`library`.
         """
 
     @abc.abstractmethod
@@ -92,12 +100,19 @@ class Rule(abc.ABC):
         """
         return {}
 
-    def columns(self, n: int, **values: ArrayLike) -> NDArray[np.float32]:
-        """The scalars of ``n`` tensors from their names: numbers or arrays ``[n]``."""
-        packed = np.empty((n, len(self.scalars)), np.float32)
+    def columns(self, step: Numbers, **values: Numbers) -> Numbers:
+        """The scalars of the tensors at these steps from their names: single numbers or ``[n]``."""
+        packed = self.empty(step)
         for column, name in enumerate(self.scalars):
             packed[:, column] = values[name]
         return packed
+
+    def empty(self, step: Numbers) -> Numbers:
+        """Room for the scalars of the tensors at these steps."""
+        shape = len(step), len(self.scalars)
+        if isinstance(step, Tensor):
+            return step.new_empty(shape, dtype=torch.float32)
+        return np.empty(shape, np.float32)
 
 
 class DecoupledDecay(Rule):

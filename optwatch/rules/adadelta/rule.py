@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import CoupledDecay, Slot
+from optwatch.rules.base import CoupledDecay, Numbers, Slot
 
 
 class Adadelta(CoupledDecay):
@@ -26,12 +24,10 @@ class Adadelta(CoupledDecay):
         "lr",
     )
 
-    def prepare(
-        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """Nothing depends on the step."""
         return self.columns(
-            len(step),
+            step,
             grad_scale=1 - 2 * options["maximize"],
             l2=options["weight_decay"],
             rho=options["rho"],

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import CoupledDecay, Slot
+from optwatch.rules.base import CoupledDecay, Numbers, Slot
 
 
 class Adagrad(CoupledDecay):
@@ -24,12 +22,10 @@ class Adagrad(CoupledDecay):
         "step_size",  # lr / (1 + (step - 1) * lr_decay)
     )
 
-    def prepare(
-        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """The rate decays from the second step on."""
         return self.columns(
-            len(step),
+            step,
             grad_scale=1 - 2 * options["maximize"],
             l2=options["weight_decay"],
             eps=options["eps"],

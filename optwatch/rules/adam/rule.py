@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import CoupledDecay, Slot
+from optwatch.rules.base import CoupledDecay, Numbers, Slot, library
 
 
 class Adam(CoupledDecay):
@@ -28,13 +26,11 @@ class Adam(CoupledDecay):
         "inv_sqrt_bc2",  # 1 / sqrt(1 - beta2**step)
     )
 
-    def prepare(
-        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """Bias corrections in float64."""
         beta1, beta2 = options["betas"].T
         return self.columns(
-            len(step),
+            step,
             grad_scale=1 - 2 * options["maximize"],
             l2=options["weight_decay"],
             one_minus_beta1=1 - beta1,
@@ -42,7 +38,7 @@ class Adam(CoupledDecay):
             one_minus_beta2=1 - beta2,
             eps=options["eps"],
             step_size=options["lr"] / (1 - beta1**step),
-            inv_sqrt_bc2=1 / np.sqrt(1 - beta2**step),
+            inv_sqrt_bc2=1 / library(step).sqrt(1 - beta2**step),
         )
 
     def step(

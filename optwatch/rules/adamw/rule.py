@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import DecoupledDecay, Slot
+from optwatch.rules.base import DecoupledDecay, Numbers, Slot, library
 
 
 class AdamW(DecoupledDecay):
@@ -28,19 +26,17 @@ class AdamW(DecoupledDecay):
         "decay",  # 1 - lr * weight_decay
     )
 
-    def prepare(
-        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """Bias corrections in float64: 1 - beta2**step loses three digits in fp32 at the first step."""
         beta1, beta2 = options["betas"].T
-        scalars = np.empty((len(step), len(self.scalars)), np.float32)
+        scalars = self.empty(step)
         scalars[:, 0] = 1 - 2 * options["maximize"]
         scalars[:, 1] = 1 - beta1
         scalars[:, 2] = beta2
         scalars[:, 3] = 1 - beta2
         scalars[:, 4] = options["eps"]
         scalars[:, 5] = options["lr"] / (1 - beta1**step)
-        scalars[:, 6] = 1 / np.sqrt(1 - beta2**step)
+        scalars[:, 6] = 1 / library(step).sqrt(1 - beta2**step)
         scalars[:, 7] = 1 - options["lr"] * options["weight_decay"]
         return scalars
 

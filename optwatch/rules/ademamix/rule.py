@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import DecoupledDecay, Slot
+from optwatch.rules.base import DecoupledDecay, Numbers, Slot, library
 
 
 class AdEMAMix(DecoupledDecay):
@@ -37,15 +36,13 @@ class AdEMAMix(DecoupledDecay):
         "decay",  # 1 - lr * weight_decay
     )
 
-    def prepare(
-        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """A warm-up of NaN steps (None) is none."""
         beta1, beta2, beta3 = options["betas"].T
         lr = options["lr"]
         alpha = options["alpha"] * _ramp(step, options["alpha_warmup"])
         return self.columns(
-            len(step),
+            step,
             grad_scale=1 - 2 * options["maximize"],
             one_minus_beta1=1 - beta1,
             one_minus_beta3=1 - slow_beta(beta1, beta3, _ramp(step, options["beta3_warmup"])),
@@ -54,7 +51,7 @@ class AdEMAMix(DecoupledDecay):
             eps=options["eps"],
             step_size=lr / (1 - beta1**step),
             slow_size=lr * alpha,
-            inv_sqrt_bc2=1 / np.sqrt(1 - beta2**step),
+            inv_sqrt_bc2=1 / library(step).sqrt(1 - beta2**step),
             decay=1 - lr * options["weight_decay"],
         )
 
@@ -78,19 +75,18 @@ class AdEMAMix(DecoupledDecay):
         return mixed / (exp_avg_sq.sqrt() * h["inv_sqrt_bc2"] + h["eps"])
 
 
-def _ramp(step: NDArray[np.float64], warmup: NDArray[np.float64]) -> NDArray[np.float64]:
+def _ramp(step: Numbers, warmup: Numbers) -> Numbers:
     """From 0 to 1 in ``warmup`` steps."""
-    return np.divide(step, warmup, out=np.ones_like(step), where=step < warmup)
+    rising, where = step < warmup, library(step).where
+    return where(rising, step, 1.0) / where(rising, warmup, 1.0)
 
 
-def slow_beta(
-    beta1: NDArray[np.float64], beta3: NDArray[np.float64], ramp: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def slow_beta(beta1: Numbers, beta3: Numbers, ramp: Numbers) -> Numbers:
     """The beta3 of a step whose half-life lies ``ramp`` of the way from beta1's to beta3's.
 
     A half-life is ln(1/2)/ln(beta), so what moves on a line is 1/ln(beta); an average without memory has beta 0.
     """
+    maths = library(ramp)
     with np.errstate(divide="ignore"):
-        slowness = (1 - ramp) / np.log(beta1) + ramp / np.log(beta3)
-        moving: NDArray[np.float64] = np.exp(1 / slowness)
-    return np.where(ramp < 1, moving, beta3)
+        slowness = (1 - ramp) / maths.log(beta1) + ramp / maths.log(beta3)
+        return maths.where(ramp < 1, maths.exp(1 / slowness), beta3)

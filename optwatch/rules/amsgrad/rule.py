@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import Rule, Slot
+from optwatch.rules.base import Numbers, Rule, Slot
 
 
 class AMSGrad(Rule):
@@ -22,9 +20,7 @@ class AMSGrad(Rule):
         self.slots = (*adam.slots, Slot("max_exp_avg_sq", Kind.SECOND_MOMENT))
         self.scalars = adam.scalars
 
-    def prepare(
-        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """Nothing changes."""
         return self.adam.prepare(options, step)
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.rules.adamw.rule import AdamW
+from optwatch.rules.base import Numbers, library
 
 
 class LAMB(AdamW):
@@ -32,28 +32,26 @@ class LAMB(AdamW):
         "max_ratio",  # which it does not exceed
     )
 
-    def prepare(
-        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """The step size and the decay are those of the ratio 1."""
         beta1, beta2 = options["betas"].T
-        corrects = options["bias_correction"] != 0
-        inv_bc1 = np.where(corrects, 1 / (1 - beta1**step), 1.0)
+        maths, corrects = library(step), options["bias_correction"] != 0
+        inv_bc1 = maths.where(corrects, 1 / (1 - beta1**step), 1.0)
         return self.columns(
-            len(step),
+            step,
             grad_scale=1 - 2 * options["maximize"],
             one_minus_beta1=1 - beta1,
             beta2=beta2,
             one_minus_beta2=1 - beta2,
             eps=options["eps"],
             step_size=options["lr"] * inv_bc1,
-            inv_sqrt_bc2=np.where(corrects, 1 / np.sqrt(1 - beta2**step), 1.0),
+            inv_sqrt_bc2=maths.where(corrects, 1 / maths.sqrt(1 - beta2**step), 1.0),
             decay=1 - options["lr"] * options["weight_decay"],
             inv_bc1=inv_bc1,
             weight_decay=options["weight_decay"],
             lr=options["lr"],
             adapts=(options["always_adapt"] != 0) | (options["weight_decay"] != 0),
-            max_ratio=np.where(options["trust_clip"] != 0, 1.0, np.inf),
+            max_ratio=maths.where(options["trust_clip"] != 0, 1.0, math.inf),
         )
 
     def measure(

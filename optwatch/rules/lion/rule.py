@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import DecoupledDecay, Slot
+from optwatch.rules.base import DecoupledDecay, Numbers, Slot, library
 
 
 class Lion(DecoupledDecay):
@@ -27,14 +26,12 @@ class Lion(DecoupledDecay):
         "decay",  # 1 - lr * weight_decay
     )
 
-    def prepare(
-        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """Nothing depends on the step."""
         beta1, beta2 = options["betas"].T
-        share = np.divide(beta1, beta2, out=np.zeros_like(beta2), where=beta2 > 0)
+        share = beta1 / library(step).where(beta2 > 0, beta2, math.inf)  # 0 where there is none
         return self.columns(
-            len(step),
+            step,
             grad_scale=1 - 2 * options["maximize"],
             one_minus_beta1=1 - beta1,
             one_minus_beta2=1 - beta2,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import CoupledDecay, Slot
+from optwatch.rules.base import CoupledDecay, Numbers, Slot, library
 
 
 class RMSprop(CoupledDecay):
@@ -40,18 +39,16 @@ class RMSprop(CoupledDecay):
             "lr",
         )
 
-    def prepare(
-        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """Nothing depends on the step."""
         alpha = options["alpha"]
         return self.columns(
-            len(step),
+            step,
             grad_scale=1 - 2 * options["maximize"],
             l2=options["weight_decay"],
             alpha=alpha,
             one_minus_alpha=1 - alpha,
-            odds=np.divide(1 - alpha, alpha, out=np.zeros_like(alpha), where=alpha > 0),
+            odds=(1 - alpha) / library(step).where(alpha > 0, alpha, math.inf),
             eps=options["eps"],
             momentum=options["momentum"],
             lr=options["lr"],

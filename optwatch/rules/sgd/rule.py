@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import CoupledDecay, Slot
+from optwatch.rules.base import CoupledDecay, Numbers, Slot, library
 
 
 class SGD(CoupledDecay):
@@ -24,12 +22,10 @@ class SGD(CoupledDecay):
         "lr",
     )
 
-    def prepare(
-        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """Nothing depends on the step."""
         return self.columns(
-            len(step),
+            step,
             grad_scale=1 - 2 * options["maximize"],
             l2=options["weight_decay"],
             lr=options["lr"],
@@ -62,19 +58,17 @@ class SGDMomentum(CoupledDecay):
         "lr",
     )
 
-    def prepare(
-        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """The buffer starts with the first gradient, which dampening does not touch."""
-        nesterov = options["nesterov"] != 0
+        nesterov, where = options["nesterov"] != 0, library(step).where
         return self.columns(
-            len(step),
+            step,
             grad_scale=1 - 2 * options["maximize"],
             l2=options["weight_decay"],
             momentum=options["momentum"],
-            fresh=np.where(step == 1, 1.0, 1 - options["dampening"]),
+            fresh=where(step == 1, 1.0, 1 - options["dampening"]),
             direct=nesterov,
-            through=np.where(nesterov, options["momentum"], 1.0),
+            through=where(nesterov, options["momentum"], 1.0),
             lr=options["lr"],
         )
 

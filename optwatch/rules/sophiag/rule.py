@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import DecoupledDecay, Slot
+from optwatch.rules.base import DecoupledDecay, Numbers, Slot, library
 
 
 class SophiaG(DecoupledDecay):
@@ -32,21 +30,19 @@ class SophiaG(DecoupledDecay):
         "decay",  # 1 - lr * weight_decay, or 1 to fold
     )
 
-    def prepare(
-        self, options: Mapping[str, NDArray[np.float64]], step: NDArray[np.float64]
-    ) -> NDArray[np.float32]:
+    def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """The scalars of a step, or those of a fold."""
         beta1, beta2 = options["betas"].T
         fold = "fold" in options
         return self.columns(
-            len(step),
+            step,
             grad_scale=1 - 2 * options["maximize"],
-            one_minus_beta1=np.where(fold, 0, 1 - beta1),
-            beta2=np.where(fold, beta2, 1),
-            fold_scale=np.where(fold, np.sqrt(1 - beta2), 0),
+            one_minus_beta1=0 if fold else 1 - beta1,
+            beta2=beta2 if fold else 1,
+            fold_scale=library(step).sqrt(1 - beta2) if fold else 0,
             curvature=options["rho"] * options["bs"],
-            lr=np.where(fold, 0, options["lr"]),
-            decay=np.where(fold, 1, 1 - options["lr"] * options["weight_decay"]),
+            lr=0 if fold else options["lr"],
+            decay=1 if fold else 1 - options["lr"] * options["weight_decay"],
         )
 
     def step(
