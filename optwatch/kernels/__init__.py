@@ -10,10 +10,21 @@ import torch
 from optwatch.kernels.plan import Backend, BoundPlan, PlanSpec, PlanTensor
 from optwatch.kernels.reference import ReferenceBackend
 
-__all__ = ["Backend", "BoundPlan", "PlanSpec", "PlanTensor", "backend", "check_backend", "choose_backend"]
+__all__ = [
+    "CAPTURING",
+    "Backend",
+    "BoundPlan",
+    "PlanSpec",
+    "PlanTensor",
+    "backend",
+    "check_backend",
+    "choose_backend",
+]
 
 #: In order of preference; the first that can run a plan does.
 ORDER = ("triton", "cpu", "reference")
+#: Those whose plans are ``CapturablePlan``.
+CAPTURING = ("triton",)
 
 
 @functools.cache

@@ -122,6 +122,28 @@ class DeferringPlan(BoundPlan, Protocol):
         """The host has heard that a step was skipped and has uncounted it, of the tensors that had a gradient in it."""
 
 
+@runtime_checkable
+class CapturablePlan(DeferringPlan, Protocol):
+    """A bound plan that takes everything from its device, so that a CUDA graph can hold its steps."""
+
+    def sum_there(self, addresses: Tensor) -> Tensor:
+        """:meth:`sum_gradients`, of gradients at these ``addresses``: int64 ``[n]``, 0 where there is none."""
+
+    def run_there(
+        self,
+        addresses: Tensor,
+        scalars: Tensor,
+        keys: Tensor,
+        full: bool,
+        zero: bool,
+        decision: Tensor | None,
+    ) -> Tensor:
+        """:meth:`run`, or with a ``decision`` :meth:`run_decided`, from what lies on the device.
+
+        ``scalars`` and ``keys`` are those of :meth:`run`, and contiguous. Who calls it counts.
+        """
+
+
 class Backend(Protocol):
     """Something that can run plans."""
 

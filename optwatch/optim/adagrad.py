@@ -45,5 +45,6 @@ class Adagrad(Optimizer):
         backend: str | None = None,
         max_grad_norm: float | None = None,
         nonfinite: str | None = None,
+        capturable: bool = False,
     ) -> None:
         super().__init__(params, locals())

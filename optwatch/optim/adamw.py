@@ -22,8 +22,9 @@ class AdamW(Optimizer):
     stochastic rounding and must be the same on all replicas. ``backend`` forces one of ``"triton"``, ``"cpu"`` and
     ``"reference"``.
 
-    ``foreach`` and ``fused`` are accepted and change nothing: every step is fused. ``capturable`` and
-    ``differentiable`` are refused. All of these are the same for all optimizers.
+    ``foreach`` and ``fused`` are accepted and change nothing: every step is fused. With ``capturable`` a step on a GPU
+    can be part of a CUDA graph, and options may be tensors there: docs/optimizers.md. ``differentiable`` is refused.
+    All of these are the same for all optimizers.
     """
 
     options = ("lr", "betas", "eps", "weight_decay", "maximize")

@@ -13,8 +13,9 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from optwatch.codecs import Codec, codec_for, weight_codec
-from optwatch.kernels import PlanSpec, check_backend
+from optwatch.kernels import PlanSpec, capture, check_backend
 from optwatch.optim.binding import Binding, Stale
+from optwatch.optim.capturable import NOT_BOUND, CapturableBinding, binding_class, check_capture
 from optwatch.optim.checkpoint import load
 from optwatch.optim.count import StateKind, count_bytes, state_leaves
 from optwatch.optim.decisions import Decisions
@@ -65,6 +66,9 @@ class Optimizer(torch.optim.Optimizer):
         self._decisions = Decisions()
         self._subscribers: dict[int, tuple[Subscriber, int]] = {}
         self._bindings: list[Binding] | None = None
+        self._capturable: set[torch.device] = set()  # where steps can be captured
+        self._captured: list[object] = []
+        self._had_full = False  # whether a step has summed full statistics since plans were bound
         self._steps = 0
         self._release: Release | None = None
         #: Slots of parameters whose format was converted by loading a checkpoint, since construction.
@@ -128,13 +132,18 @@ class Optimizer(torch.optim.Optimizer):
         With ``nonfinite="raise"`` a ``RuntimeError`` names the parameters whose gradients were not finite at the
         step before, which was skipped.
         """
-        self._decisions.check(self._name_of)
+        captured = self.capturing
+        if captured:
+            check_capture(self.nonfinite, self._bindings)
+        else:
+            self._decisions.check(self._name_of)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        full = self._is_full()
-        self._steps += 1
+        # One kernel for all replays: with statistics for whoever asks, if it has been loaded by a step before.
+        full = self._had_full and bool(self._subscribers) if captured else self._is_full()
+        self._steps += not captured
         released = self._release
         if released is not None:
             check_release(self.max_grad_norm, self.nonfinite, self._scaler()[1])
@@ -146,6 +155,11 @@ class Optimizer(torch.optim.Optimizer):
     def _is_full(self) -> bool:
         """Whether the next step sums the full statistics."""
         return any((self._steps + 1) % every == 1 % every for _, every in self._subscribers.values())
+
+    @property
+    def capturing(self) -> bool:
+        """Whether a step would go into a CUDA graph now, and happen only when that is replayed."""
+        return bool(self._capturable) and any(map(capture.capturing, self._capturable))
 
     def _run(self, full: bool, **aside: float) -> StepStats:
         """Run every plan; ``aside`` adds options and makes it no step, see :meth:`Binding.run`."""
@@ -170,9 +184,14 @@ class Optimizer(torch.optim.Optimizer):
             binding.run(self.param_groups, self.options, given, full, aside, verdict)
             for binding, given, verdict in zip(self._bindings, grads, verdicts, strict=True)
         ]
+        self._had_full = self._had_full or full
         layouts = tuple(binding.layout for binding in self._bindings)
         plans = tuple(plan for plan in ran if plan is not None)
-        return StepStats(self._steps, full, layouts, plans, decision)
+        captured = None
+        if self.capturing:
+            captured = self._captured
+            captured.append(self._bindings)  # with the tables that the graph reads
+        return StepStats(self._steps, full, layouts, plans, decision, captured)
 
     def _scaler(self) -> tuple[Any, Any]:
         """What a torch.amp.GradScaler left for this step: the scale, and whether it found an infinity."""
@@ -199,9 +218,9 @@ class Optimizer(torch.optim.Optimizer):
         )
         return same and all(binding.is_current() for binding in bindings)
 
-    def _asks(self) -> list[tuple[Rule, str]]:
+    def _asks(self) -> list[tuple[Rule, str, object]]:
         """What the options of each group ask for."""
-        return [(self.rule_for(group), group["weights"]) for group in self.param_groups]
+        return [(self.rule_for(g), g["weights"], g.get("capturable")) for g in self.param_groups]
 
     def release_gradients(self) -> Callable[[], None]:
         """Step each parameter in the backward pass, as its gradient arrives, and free the gradient at once.
@@ -215,6 +234,11 @@ class Optimizer(torch.optim.Optimizer):
                 "release_gradients() is in force already; end it with the function that it returned"
             )
         check_release(self.max_grad_norm, self.nonfinite, self._scaler()[1])
+        if any(group.get("capturable") for group in self.param_groups):
+            raise RuntimeError(
+                "release_gradients() and capturable=True exclude each other: capture the backward pass and step() "
+                "together, or set capturable=False"
+            )
         self._release = Release(
             [param for group in self.param_groups for param in group["params"]],
             self._bind_alone,
@@ -249,8 +273,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def _bind(self) -> None:
         """Create missing state and bind one plan for each combination of device, element types and codecs."""
+        if any(map(capture.capturing, {p.device for group in self.param_groups for p in group["params"]})):
+            raise RuntimeError(NOT_BOUND)
         self._decisions.settle(0)
-        plans: dict[tuple[torch.device, PlanSpec], list[tuple[Tensor, int, int]]] = defaultdict(list)
+        plans: dict[tuple[torch.device, PlanSpec, bool], list[tuple[Tensor, int, int]]] = defaultdict(list)
         self._waiting: list[Tensor] = []
         self._asked = self._asks()
         index = 0
@@ -265,10 +291,11 @@ class Optimizer(torch.optim.Optimizer):
                             f"{name} has a {param.grad.layout} gradient; only dense ones are supported"
                         )
                     spec = self._spec(group, position)
-                    plans[param.device, spec].append((param, index, number))
+                    capturable = bool(group.get("capturable"))
+                    plans[param.device, spec, capturable].append((param, index, number))
                 index += 1
         self._bindings = [
-            Binding(
+            binding_class(capturable, spec, device, self._backend)(
                 spec,
                 [param for param, _, _ in members],
                 [local_state(param, self.state[param]) for param, _, _ in members],
@@ -276,8 +303,10 @@ class Optimizer(torch.optim.Optimizer):
                 [number for _, _, number in members],
                 self._backend,
             )
-            for (_, spec), members in plans.items()
+            for (device, spec, capturable), members in plans.items()
         ]
+        self._had_full = False
+        self._capturable = {b.device for b in self._bindings if isinstance(b, CapturableBinding)}
         self._bound = list(self.state.values())
         self._shards = Shards(
             [param for group in self.param_groups for param in group["params"]],
@@ -415,6 +444,8 @@ class Optimizer(torch.optim.Optimizer):
         self._bindings = None
         self.__dict__.setdefault("_subscribers", {})
         self.__dict__.setdefault("_decisions", Decisions())
+        self.__dict__.setdefault("_captured", [])
+        self.__dict__.setdefault("_capturable", set())
         for name in ("_release", "max_grad_norm", "nonfinite"):
             self.__dict__.setdefault(name, None)
         self.__dict__.setdefault("state_conversions", 0)

@@ -43,6 +43,9 @@ class Stale(Exception):  # noqa: N818 - not an error: it asks for a new binding
 class Binding:
     """One plan over the tensors of one device, element types and codecs, whatever parameter groups they are in."""
 
+    #: Whether a step that its device skips has been counted before the host hears of it.
+    counted_by_host = True
+
     def __init__(
         self,
         spec: PlanSpec,
@@ -69,7 +72,7 @@ class Binding:
         self._copies = {
             i: flat_copy(p.detach(), None).clone() for i, p in enumerate(params) if self._orders[i] is None
         }
-        self._steps = self._share_steps(states)
+        self._share_steps(states)
         device = params[0].device
         chosen = choose_backend(spec, device, backend)
         tensors = [self._tensor(i, state) for i, state in enumerate(states)]
@@ -90,13 +93,12 @@ class Binding:
         shards = Shards(self._given, [range(len(self._given))])
         return (lambda sums: shards.add([sums])[0]) if shards else None
 
-    def _share_steps(self, states: Sequence[State]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def _share_steps(self, states: Sequence[State]) -> None:
         """Make every ``state["step"]`` a view of one vector, so that counting costs one operation."""
         steps = torch.tensor([float(state["step"]) for state in states], dtype=torch.float32)
         for i, state in enumerate(states):
             state["step"] = steps[i]
-        view: np.ndarray[Any, np.dtype[np.float32]] = steps.numpy()
-        return view
+        self._steps: NDArray[np.float32] = steps.numpy()
 
     def _tensor(self, i: int, state: State) -> PlanTensor:
         """Tensor ``i`` with its state, flat. State in another memory order than its parameter is laid out anew."""
@@ -165,15 +167,14 @@ class Binding:
             return None
         if isinstance(verdict, Verdict) and verdict.skip:
             rows = verdict.sums.new_zeros(len(grads), self.spec.columns)
-            return PlanStats(self.layout, _with_gradients(rows, verdict))
+            return PlanStats(self.layout, with_gradients(rows, verdict))
         if aside:
             pass
         elif missing:
             self._steps[np.logical_not(absent)] += 1
         else:
             self._steps += 1
-        for i, copy in self._copies.items():
-            copy.view(self.params[i].shape).copy_(self.params[i])
+        self._copy_in()
         prepare = functools.partial(self._prepare, groups, options, aside)
         if isinstance(verdict, Deferred):
             rows = self._run_decided(prepare, grads, full, verdict, not aside)
@@ -182,9 +183,18 @@ class Binding:
             if verdict is not None:
                 scalars[:, 0] *= verdict.factor
             rows = self._plan.run(grads, scalars, numbers, full, verdict is not None and verdict.zero)
+        self._copy_out()
+        return PlanStats(self.layout, rows if verdict is None else with_gradients(rows, verdict))
+
+    def _copy_in(self) -> None:
+        """Take parameters with gaps into their copies."""
+        for i, copy in self._copies.items():
+            copy.view(self.params[i].shape).copy_(self.params[i])
+
+    def _copy_out(self) -> None:
+        """And back again."""
         for i, copy in self._copies.items():
             self.params[i].copy_(copy.view(self.params[i].shape))
-        return PlanStats(self.layout, rows if verdict is None else _with_gradients(rows, verdict))
 
     def _prepare(
         self, groups: Sequence[Mapping[str, Any]], options: Sequence[str], aside: Mapping[str, float], fewer: int
@@ -257,7 +267,7 @@ class Binding:
         return grads
 
 
-def _with_gradients(rows: Tensor, verdict: Verdict | Deferred) -> Tensor:
+def with_gradients(rows: Tensor, verdict: Verdict | Deferred) -> Tensor:
     """``rows`` with the statistics of the gradients as they were before anything was done to them, but unscaled."""
     unscale = verdict.unscale
     if isinstance(unscale, Tensor):
@@ -270,4 +280,6 @@ def _with_gradients(rows: Tensor, verdict: Verdict | Deferred) -> Tensor:
 
 def _plain(option: Any) -> Any:
     """An option without a tensor's shape, since torch.optim takes a rate of one element in any."""
+    if isinstance(option, tuple) and isinstance(option[0], Tensor):
+        return tuple(map(_plain, option))
     return option.item() if isinstance(option, Tensor) else option

@@ -161,7 +161,7 @@ class _Parameter:
 
     def __init__(self, optimizer: Loadable, group: Mapping[str, Any], position: int, index: int) -> None:
         self.rule, self.seed, self.index = optimizer.rule_for(group), int(group["seed"]), index
-        self.weights = group["weights"]
+        self.weights, self.capturable = group["weights"], group.get("capturable")
         self.whole, self.format = group["params"][position], format_at(group, position)
         self.param = local(self.whole)
         self.name = optimizer.parameter_name(group, position)
@@ -180,7 +180,10 @@ class _Parameter:
         if "step" not in saved and not self.rule.stepless:
             raise ValueError(f"the checkpoint's state of {self.name} has no 'step', found {sorted(saved)}")
         # Without a count, all that matters is that the first step lies behind.
-        loaded: dict[str, Any] = {"step": torch.tensor(self._count(saved.get("step", 1.0)))}
+        count = self._count(saved.get("step", 1.0))
+        loaded: dict[str, Any] = {
+            "step": torch.tensor(count, device=self.param.device if self.capturable else None)
+        }
         state = local_state(self.whole, loaded)
         for slot in self.rule.slots:
             try:

@@ -113,7 +113,7 @@ class Decisions:
                 self._culprits = culprits()
             return decision, verdicts
         under_way = len(self._ledger)
-        if gate.may_skip and counts:
+        if gate.may_skip and counts and (culprits or any(b.counted_by_host for b in bindings)):
             self._ledger.add(decision, partial(_uncount, bindings, grads), culprits)
         return decision, [Deferred(decision, gate.mode == "zero", rows, under_way) for rows in sums]
 

@@ -96,8 +96,8 @@ def expected_bytes(
         for position, param in enumerate(group["params"]):
             if not state.get(param):
                 continue
-            expected[StateKind("step", "float32", "cpu")] += STEP_BYTES
             own, device = local(param).numel(), str(param.device)
+            expected[StateKind("step", "float32", device if group.get("capturable") else "cpu")] += STEP_BYTES
             for slot in rule_for(group).slots:
                 codec = codec_for(format_at(group, position), slot.name, slot.kind, param.numel())
                 for buffer in codec.buffers:

@@ -38,6 +38,7 @@ class LAMB(Optimizer):
         trust_clip: bool = False,
         always_adapt: bool = True,
         maximize: bool = False,
+        capturable: bool = False,
         state: StateFormat = "fp32",
         weights: str = "native",
         seed: int = 0,

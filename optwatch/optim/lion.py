@@ -29,6 +29,7 @@ class Lion(Optimizer):
         weight_decay: float = 0.0,
         *,
         maximize: bool = False,
+        capturable: bool = False,
         state: StateFormat = "fp32",
         weights: str = "native",
         seed: int = 0,

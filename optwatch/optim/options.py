@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 from torch import Tensor
 
 #: Flags of torch.optim's constructors that change how a step runs and cannot be honoured.
-UNSUPPORTED = ("capturable", "differentiable")
+UNSUPPORTED = ("differentiable",)
 #: Flags that ask for a slot more, of the rules that know them; groups may hold whatever else people put there.
 SLOT_FLAGS = ("amsgrad", "centered", "momentum")
 
@@ -41,6 +41,19 @@ def _holds(allowed: Range, value: Any) -> bool:
         return False
 
 
+def _check_on_device(name: str, value: Tensor, group: Mapping[str, Any]) -> None:
+    """Raise a ``ValueError`` for an option on a device that a step on the host would have to know."""
+    if name in SLOT_FLAGS:
+        raise ValueError(
+            f"{name} is a tensor on {value.device}, but decides which state there is: give a number"
+        )
+    if not group.get("capturable"):
+        raise ValueError(
+            f"{name} is a tensor on {value.device}, which each step would have to wait for: keep it on the CPU, or "
+            "have it read there with capturable=True"
+        )
+
+
 def check(owner: str, group: Mapping[str, Any], ranges: Ranges, defaults: Mapping[str, Any]) -> None:
     """Raise a ``ValueError`` for an option of ``group`` that is out of its range or that ``owner`` cannot honour.
 
@@ -51,9 +64,7 @@ def check(owner: str, group: Mapping[str, Any], ranges: Ranges, defaults: Mappin
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(f"Tensor {name} must be 1-element, found shape {tuple(value.shape)}")
         if isinstance(value, Tensor) and value.device.type != "cpu":
-            raise ValueError(
-                f"{name} is a tensor on {value.device}, which each step would have to wait for: keep it on the CPU"
-            )
+            _check_on_device(name, value, group)
         if not _holds(allowed, value):
             raise ValueError(f"{name}={group[name]!r} is out of range: expected {allowed.expected}")
     for name in SLOT_FLAGS:

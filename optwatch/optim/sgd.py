@@ -41,6 +41,7 @@ class SGD(Optimizer):
         backend: str | None = None,
         max_grad_norm: float | None = None,
         nonfinite: str | None = None,
+        capturable: bool = False,
     ) -> None:
         super().__init__(params, locals())
 

@@ -54,6 +54,7 @@ class SophiaG(Optimizer):
         *,
         bs: int = 5120,
         maximize: bool = False,
+        capturable: bool = False,
         state: StateFormat = "fp32",
         weights: str = "native",
         seed: int = 0,

@@ -42,6 +42,9 @@ class StepStats:
     #: ``DECISION`` as float64 on the device of a plan; None for an optimizer that decides nothing. The rows of a step
     #: that was skipped have only their gradients' fields.
     decision: Tensor | None = None
+    #: Of a step that goes into a CUDA graph and was not taken: a list for what the graph writes, which then lives as
+    #: long as the optimizer. Each replay fills ``rows`` and ``decision`` anew. None for a step that was taken.
+    captured: list[object] | None = None
 
 
 Subscriber = Callable[[StepStats], None]

@@ -18,7 +18,7 @@ Numbers: TypeAlias = Any
 
 
 def library(values: Numbers) -> Any:
-    """What computes with ``values``, numpy or torch: both have ``sqrt``, ``where``, ``exp`` and ``log``, by these names."""
+    """What computes with ``values``: numpy or torch, which have ``sqrt``, ``where``, ``exp`` and ``log`` in common."""
     return torch if isinstance(values, Tensor) else np
 
 

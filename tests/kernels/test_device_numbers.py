@@ -43,7 +43,7 @@ def test_keys() -> None:
     fixed = torch.from_numpy(streams(seeds, parameters, 3).view(np.int64))
     for step in (0, 1, 2, 1000, 2**24):
         for begin in (np.zeros(5, np.uint64), first):
-            steps = np.full(5, step, np.float64) + [0, 1, 0, 2, 0]
+            steps = step + np.array([0.0, 1, 0, 2, 0])
             there = device_keys(
                 fixed, torch.from_numpy(offsets(begin).view(np.int32)), torch.from_numpy(steps)
             )

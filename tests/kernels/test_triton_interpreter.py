@@ -14,7 +14,13 @@ from optwatch.kernels import backend
 from tests.kernels.agreement import few_cases
 
 ROOT = Path(__file__).parents[2]
-FILES = ("interpreted.py", "interpreted_rules.py", "interpreted_gate.py")
+FILES = (
+    "interpreted.py",
+    "interpreted_rules.py",
+    "interpreted_gate.py",
+    "interpreted_capture.py",
+    "interpreted_replays.py",
+)
 
 
 def interpret(file: str, *options: str) -> None:
@@ -48,7 +54,7 @@ def test_interpreter(file: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", FILES[:-1])
 def test_interpreter_at_length(file: str) -> None:
     """Every plan, every rule with every format, and large tensors."""
     interpret(file, "-m", "slow")

@@ -439,7 +439,6 @@ class TestBadInput:
             ({"backend": "cuda"}, "unknown backend 'cuda': use one of 'triton', 'cpu', 'reference'"),
             ({"lr": -1}, "lr=-1 is out of range: expected a number of at least 0"),
             ({"betas": (0.9, 1.0)}, r"betas=\(0.9, 1.0\) is out of range: expected two numbers of \[0, 1\)"),
-            ({"capturable": True}, "capturable=True is not supported"),
             ({"differentiable": True}, "differentiable=True is not supported"),
         ],
         ids=str,

@@ -177,7 +177,7 @@ OPTIONS = [
     ("int8", "schema", None, "the checkpoint has schema None"),
     ("SGD", "amsgrad", True, "amsgrad=True: optwatch.optim.SGD has no amsgrad"),
     ("torch", "momentum", 0.9, "momentum=0.9: optwatch.optim.AdamW has no momentum"),
-    ("torch", "capturable", True, "capturable=True is not supported"),
+    ("torch", "differentiable", True, "differentiable=True is not supported"),
     ("bitsandbytes", "betas", ..., "the options of group 0 are none of bitsandbytes: KeyError"),
     ("bitsandbytes", "lr", ..., "the options of group 0 are none of bitsandbytes: KeyError"),
     ("FlashOptim", "lr", torch.ones(3), "Tensor lr must be 1-element"),

@@ -321,6 +321,7 @@ def test_the_constructor_is_torchs(name: str) -> None:
     for mine, other in zip(ours, theirs, strict=False):
         assert (mine.name, mine.default, mine.kind) == (other.name, other.default, other.kind)
     own = ["state", "weights", "seed", "backend", "max_grad_norm", "nonfinite"]
+    own += ["capturable"] * ("capturable" not in {p.name for p in theirs})
     assert [p.name for p in ours[len(theirs) :]] == own
 
 
@@ -328,7 +329,11 @@ def test_the_constructor_is_torchs(name: str) -> None:
     ("kind", "options", "message"),
     [
         (optim.Adam, {"betas": (0.9,)}, r"betas=\(0.9,\) is out of range: expected two numbers of \[0, 1\)"),
-        (optim.Adam, {"capturable": True}, "capturable=True is not supported by optwatch.optim.Adam; leave"),
+        (
+            optim.Adam,
+            {"differentiable": True},
+            "differentiable=True is not supported by optwatch.optim.Adam; leave",
+        ),
         (optim.SGD, {"momentum": -1}, "momentum=-1 is out of range: expected a number of at least 0"),
         (optim.SGD, {"nesterov": True}, "nesterov=True with momentum=0 and dampening=0: expected a momentum"),
         (optim.RMSprop, {"alpha": 1.5}, r"alpha=1.5 is out of range: expected a number of \[0, 1\]"),

@@ -17,14 +17,22 @@ from torch.testing._internal.common_optimizers import (
 )
 
 from optwatch import optim
+from optwatch.optim.options import check
 from tests.optim.training import BACKENDS, assert_same, parameters, train
 
 INFOS: list[OptimizerInfo] = [info for info in optim_db if hasattr(optim, info.optim_cls.__name__)]
 CPU = torch.device("cpu")
+
+
+def _capturable(info: OptimizerInfo) -> list[OptimizerInput]:
+    """Inputs that torch takes on GPUs only."""
+    return [given for given in info.optim_inputs_func(device="cuda") if given.kwargs.get("capturable")]
+
+
 INPUTS = [
     pytest.param(info, given, backend, id=f"{info.optim_cls.__name__}-{given.desc}-{backend}")
     for info in INFOS
-    for given in info.optim_inputs_func(device=CPU)
+    for given in (*info.optim_inputs_func(device=CPU), *_capturable(info))
     for backend in BACKENDS
 ]
 ERRORS = [
@@ -61,8 +69,9 @@ def test_inputs(info: OptimizerInfo, given: OptimizerInput, backend: str) -> Non
     ours, theirs, exact = parameters(), parameters(), parameters(torch.float64)
     kind = getattr(optim, info.optim_cls.__name__)
     train(kind(ours, backend=backend, **copy.deepcopy(given.kwargs)), ours, range(4))
+    plain = {name: value for name, value in given.kwargs.items() if name != "capturable"}
     for params in (theirs, exact):
-        train(info.optim_cls(params, **copy.deepcopy(given.kwargs)), params, range(4))
+        train(info.optim_cls(params, **copy.deepcopy(plain)), params, range(4))
     for mine, other, true in zip(ours, theirs, exact, strict=True):
         allowed = 1e-6 + 1e-5 * true.abs() + 2 * (other - true).abs()
         assert ((mine - true).abs() <= allowed).all()
@@ -76,6 +85,8 @@ def test_a_rate_of_one_element_in_any_shape() -> None:
     assert_same(ours, theirs, rtol=1e-5, atol=1e-6)
     with pytest.raises(ValueError, match="lr is a tensor on meta, which each step would have to wait for"):
         optim.AdamW(ours, lr=torch.zeros((), device="meta"))
+    with pytest.raises(ValueError, match="momentum is a tensor on meta, but decides which state there is"):
+        check("SGD", {"lr": 0.1, "momentum": torch.zeros((), device="meta")}, optim.SGD.ranges, {})
 
 
 @pytest.mark.parametrize(("info", "given"), ERRORS)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from optwatch.kernels import capture
 from optwatch.kernels.plan import DECISION, GRADIENT_SUMS, Combine, Keys, PlanSpec, PlanTensor, Scalars
 from optwatch.kernels.triton import compiling
 from optwatch.kernels.triton.passes import gradients, measure
@@ -88,18 +89,35 @@ class TritonPlan:
 
     def sum_gradients(self, grads: Sequence[Tensor | None]) -> Tensor:
         """See :class:`optwatch.kernels.plan.BoundPlan`."""
+        return self.sum_there(self.inputs.copy_addresses(grads))
+
+    def sum_there(self, addresses: Tensor) -> Tensor:
+        """See :class:`optwatch.kernels.plan.CapturablePlan`."""
         rows = torch.zeros(len(self.tensors), len(GRADIENT_SUMS), dtype=torch.float64, device=self.device)
         if not self.count:
             return rows
         fixed = {name: self.constants[False, 0][name] for name in ("GRAD", "ITEM", "TILE", "LEVELS")}
         with self._device():
-            addresses = self.inputs.copy_addresses(grads)
             gradients[(self.count,)](
                 self.table, addresses, self.items, self.partials, self.count, self.table.shape[1],
                 **fixed, **self.options,
             )  # fmt: skip
             self._fold(addresses, rows, rows.shape[1])
         return rows
+
+    def run_there(
+        self,
+        addresses: Tensor,
+        scalars: Tensor,
+        keys: Tensor,
+        full: bool,
+        zero: bool,
+        decision: Tensor | None,
+    ) -> Tensor:
+        """See :class:`optwatch.kernels.plan.CapturablePlan`."""
+        gate = 0 if decision is None else ZERO.value if zero else GATED.value
+        inputs = addresses, self.behind, scalars, keys  # nobody is behind: the count is the device's
+        return self._launch(inputs, full, gate, self.decision if decision is None else decision)
 
     def _run(
         self,
@@ -110,6 +128,11 @@ class TritonPlan:
         gate: int,
         decision: Tensor,
     ) -> Tensor:
+        inputs = self.inputs.copy(grads, scalars, keys, self.known)
+        return self._launch(inputs, full, gate, decision)
+
+    def _launch(self, inputs: tuple[Tensor, ...], full: bool, gate: int, decision: Tensor) -> Tensor:
+        """The kernels of a step; ``inputs`` are addresses, what the host knows to be skipped, scalars and keys."""
         ring = self.rows[full]
         ring.reverse()
         rows = ring[0]
@@ -117,20 +140,20 @@ class TritonPlan:
             if self.combine is not None:  # other ranks have pieces, and wait for what this one says
                 self.combine(self.norms.zero_())
             return rows
+        addresses, known, scalars, keys = inputs
         constants = self.constants[full, gate]
         with self._device():
-            addresses, known, device_scalars, device_keys = self.inputs.copy(grads, scalars, keys, self.known)
             if self.norms.shape[1]:
                 unused = ("FULL", "SECOND", "STOCHASTIC")
                 measure[(self.count,)](
-                    self.table, addresses, device_scalars, self.items, self.partials, decision, self.behind, known,
+                    self.table, addresses, scalars, self.items, self.partials, decision, self.behind, known,
                     self.count, len(self.tensors), *self.functions,
                     **{name: value for name, value in constants.items() if name not in unused},
                 )  # fmt: skip
                 self._fold(addresses, self.norms, self.norms.shape[1])
             norms = self.norms if self.combine is None else self.combine(self.norms)
             step[(self.count,)](
-                self.table, addresses, device_scalars, device_keys, self.items, self.partials, norms, decision,
+                self.table, addresses, scalars, keys, self.items, self.partials, norms, decision,
                 self.behind, known, self.count, len(self.tensors), *self.functions, **constants,
             )  # fmt: skip
             self._fold(addresses, rows, self.spec.columns if full else CHEAP.value)
@@ -172,8 +195,9 @@ class _Inputs:
 
     def copy_addresses(self, grads: Sequence[Tensor | None]) -> Tensor:
         """Send the addresses alone."""
+        self._refuse_capture()
         host = torch.empty(self.sizes[0], dtype=torch.uint8, pin_memory=self.pinned)
-        host.numpy().view(np.int64)[:] = _addresses(grads)
+        host.numpy().view(np.int64)[:] = capture.addresses_of(grads)
         self.buffer[self.parts[0]].copy_(host, non_blocking=True)
         return self.views[0]
 
@@ -181,22 +205,27 @@ class _Inputs:
         self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, known: NDArray[np.int32]
     ) -> tuple[Tensor, ...]:
         """Send these to the device, on its current stream; returns views of what arrives there."""
+        self._refuse_capture()
         needed = scalars.shape[0] if scalars.ndim == 3 else 1
         if needed > self.alternatives:
             self._make(needed)
         # Pinned memory comes from torch's cache, which hands a block out again only when its copy is done.
         host = torch.empty(self.buffer.numel(), dtype=torch.uint8, pin_memory=self.pinned)
         address_part, known_part, scalar_part, key_part = (host.numpy()[part] for part in self.parts)
-        address_part.view(np.int64)[:] = _addresses(grads)
+        address_part.view(np.int64)[:] = capture.addresses_of(grads)
         known_part.view(np.int32)[:] = known
         scalar_part.view(np.float32)[: scalars.size] = scalars.reshape(-1)
         key_part.view(np.uint32)[: keys.size] = keys.reshape(-1)
         self.buffer.copy_(host, non_blocking=True)
         return self.views
 
-
-def _addresses(grads: Sequence[Tensor | None]) -> list[int]:
-    return [0 if grad is None else grad.data_ptr() for grad in grads]
+    def _refuse_capture(self) -> None:
+        """What is sent here is written anew for each step: a graph would replay whatever lies there by then."""
+        if capture.capturing(self.device):
+            raise RuntimeError(
+                "step() is being captured into a CUDA graph: construct the optimizer with capturable=True, or set it "
+                "in every group, and take a step before the capture"
+            )
 
 
 def _table(spec: PlanSpec, tensors: Sequence[PlanTensor]) -> NDArray[np.int64]:

@@ -37,12 +37,12 @@ class SophiaG(DecoupledDecay):
         return self.columns(
             step,
             grad_scale=1 - 2 * options["maximize"],
-            one_minus_beta1=0 if fold else 1 - beta1,
-            beta2=beta2 if fold else 1,
-            fold_scale=library(step).sqrt(1 - beta2) if fold else 0,
+            one_minus_beta1=(1 - beta1) * (not fold),
+            beta2=beta2 ** int(fold),
+            fold_scale=library(step).sqrt(1 - beta2) * fold,
             curvature=options["rho"] * options["bs"],
-            lr=0 if fold else options["lr"],
-            decay=1 if fold else 1 - options["lr"] * options["weight_decay"],
+            lr=options["lr"] * (not fold),
+            decay=1 - options["lr"] * options["weight_decay"] * (not fold),
         )
 
     def step(
