@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -9,6 +10,9 @@ import torch
 
 #: Numbers under way at once. A device that is further behind loses the newest.
 DEPTH = 256
+
+#: Has ``yes`` in a thread that looks on while others may capture a CUDA graph: asking for an event would end that.
+BESIDE = threading.local()
 
 Deliver = Callable[[float], None]
 
@@ -43,6 +47,8 @@ class Arrivals:
 
     def poll(self) -> None:
         """Deliver what has arrived, oldest first."""
+        if getattr(BESIDE, "yes", False):
+            return
         while self._under_way and self._under_way[0][1].query():
             host, _, deliver = self._under_way.popleft()
             deliver(float(host))
@@ -56,6 +62,7 @@ class Arrivals:
     def _copy(self, value: torch.Tensor, deliver: Deliver) -> None:
         if torch.cuda.is_current_stream_capturing():
             return  # a graph would copy into a buffer that nobody reads
+        self.poll()  # a loop that replays a graph has no steps that would
         if len(self._under_way) == DEPTH:
             raise ValueError(f"the device is more than {DEPTH} numbers behind")
         # Of the same dtype: converting would take memory on the device.

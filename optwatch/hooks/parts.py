@@ -127,6 +127,18 @@ class Parts:
             stats = dataclasses.replace(stats, plans=(*stats.plans, *rows))
         return stats, changed
 
+    def end_sampling(self) -> bool:
+        """Take blocks no more, whose copies would miss the steps that a graph replays; whether any were taken."""
+        ended, self._sampled = self._sampled, []
+        for sampled in ended:
+            for tabulation in sampled.tabulations:
+                tabulation.clear()
+        if ended:
+            self._warn(
+                f"errors of stored state of {self._name} are no longer taken: a CUDA graph replays its steps"
+            )
+        return bool(ended)
+
     def _tabulate(self, sampled: _Sampled, optimizer: torch.optim.Optimizer) -> bool:
         blocks = sampled.blocks
         if blocks.layouts == sampled.of:

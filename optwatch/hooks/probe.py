@@ -6,6 +6,7 @@ It runs inside the training loop, so it never waits, never raises and keeps neit
 from __future__ import annotations
 
 import math
+import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 
 from optwatch.board import Histogram, Series, Table
 from optwatch.board.writer import Values
+from optwatch.hooks.arrivals import BESIDE
 from optwatch.hooks.parts import NO_SAMPLING, Parts, Sampling
 from optwatch.hooks.publisher import Source, histogram, labelled
+from optwatch.hooks.replays import PAUSE, Replays
 from optwatch.hooks.sizes import Sizes
 from optwatch.hooks.tabulation import Naming, Replicas, Tabulation
 from optwatch.hooks.transfer import Rows, Transfer
@@ -62,7 +65,14 @@ class Probe:
         self._main = Tabulation(name, naming, replicas)
         self._parts = Parts(optimizer, name, naming, replicas, sampling, warn)
         self._sizes = Sizes(name, self._parts.slot_of)
-        self._transfer = Transfer()
+        self._transfer, self._replays = Transfer(), Replays()
+        self._step = self._replayed = (
+            0  # calls of the optimizer's own, and replays of those that were captured
+        )
+        self._warn, self._look = warn, guard(self._take_replays)
+        self._alone = threading.RLock()  # between steps and the thread that looks for replays
+        self._follower: threading.Thread | None = None
+        self._closed = threading.Event()
         self._duration = histogram("optwatch.optimizer_step_duration")
         self._rates: SeriesValues = []
         self._steps = self.skipped = (
@@ -126,7 +136,7 @@ class Probe:
     def _before(self, *_: object) -> None:
         begun = time.perf_counter()
         optimizer = self._optimizer()
-        if optimizer is not None:
+        if optimizer is not None and not _captured(optimizer):
             self._parts.before(optimizer, self._is_full(self._steps + 1))
         self._started = time.perf_counter()
         self.overhead += self._started - begun
@@ -142,9 +152,18 @@ class Probe:
         optimizer = self._optimizer()
         if optimizer is None:
             return
-        self._duration.observe(ended - self._started)
-        self._steps += 1
         stats, self._stats = self._stats, None
+        if stats is not None and stats.captured is not None:
+            self._capture(stats)
+            return
+        self._duration.observe(ended - self._started)
+        with self._alone:
+            self._step_taken(optimizer, stats)
+        self.overhead += time.perf_counter() - ended
+
+    def _step_taken(self, optimizer: torch.optim.Optimizer, stats: StepStats | None) -> None:
+        """Publish what is there of a step."""
+        self._steps += 1
         full = self._is_full(self._steps) if stats is None else stats.full
         stats, changed = self._parts.after(optimizer, stats, self._steps, full)
         if changed:
@@ -156,7 +175,6 @@ class Probe:
         else:
             self._take(optimizer, stats)
         self._read_rates(optimizer)
-        self.overhead += time.perf_counter() - ended
 
     def _lose(self) -> None:
         """What cannot be had any more is not shown."""
@@ -170,7 +188,9 @@ class Probe:
         if not stats.plans:
             self.skipped += 1
         changed = stats.layouts != self._layouts
-        self._layouts = stats.layouts
+        self._layouts, self._step = stats.layouts, stats.step
+        if (changed or not self._replays.prepared) and _capturable(optimizer):
+            self._replays.prepare(stats)
         if (changed or stats.full) and self._main.lay_out(
             stats.layouts, optimizer, absent=self._parts.absent, sampled=self._parts.sampled
         ):
@@ -204,7 +224,38 @@ class Probe:
                 self._nonfinite += table[:, _NONFINITE].sum()
             made[id(source)] = tabulation.shared(table)
         self._read_decision(rows.decision)
-        self._publish(self, made, rows.step)
+        self._nonfinite += rows.missed[0]
+        self.skipped += int(rows.missed[1])
+        self._publish(self, made, rows.step + self._replayed)
+
+    # --- beside the training loop, where it replays a graph ---------------------------------------------------------
+
+    def _capture(self, stats: StepStats) -> None:
+        """Have each replay of a step that is being captured leave its rows, and look for them from now on."""
+        if self._parts.end_sampling():
+            self._changed()
+        if not self._replays.capture(stats):
+            self._warn(
+                f"the steps of {self.name} that a CUDA graph replays are not watched: before each capture take a step "
+                "outside of it, with all parameters on one device"
+            )
+        elif self._follower is None:
+            self._follower = threading.Thread(target=self._follow, name="optwatch-replays", daemon=True)
+            self._follower.start()
+
+    def _follow(self) -> None:
+        BESIDE.yes = True
+        while not self._closed.wait(PAUSE) and self.alive:
+            self._look()
+
+    def _take_replays(self, *_: object) -> None:
+        """Publish the newest replay of each graph; those that it followed are counted."""
+        with self._alone:
+            for replays, rows in self._replays.newest():
+                self._steps += replays
+                self._replayed += replays
+                rows.step = self._step
+                self._deliver(rows)
 
     # --- what the publisher reads ----------------------------------------------------------------------------------
 
@@ -248,6 +299,9 @@ class Probe:
 
     def close(self) -> None:
         """Hear of no more steps."""
+        self._closed.set()
+        if self._follower is not None and self._follower is not threading.current_thread():
+            self._follower.join(PAUSE)
         self._unsubscribe()
         for unhook in self._unhook:
             unhook()
@@ -256,6 +310,8 @@ class Probe:
         """Publish what is still on its way, waiting briefly for the device."""
         for rows in self._transfer.drain():
             self._deliver(rows)
+        self._replays.settle()
+        self._take_replays()
 
     # --- series ----------------------------------------------------------------------------------------------------
 
@@ -293,6 +349,14 @@ class Probe:
             (series, _on_host(group.get("lr")))
             for (series, _), group in zip(self._rates, groups, strict=True)
         ]
+
+
+def _captured(optimizer: torch.optim.Optimizer) -> bool:
+    return isinstance(optimizer, Optimizer) and optimizer.capturing
+
+
+def _capturable(optimizer: torch.optim.Optimizer) -> bool:
+    return any(group.get("capturable") for group in optimizer.param_groups)
 
 
 def _on_host(value: object) -> float:

@@ -25,6 +25,8 @@ class Rows:
     plans: list[tuple[StatsLayout, NDArray[np.float64]]]
     decision: NDArray[np.float64] | None  # see optwatch.kernels.plan.DECISION
     events: list[torch.cuda.Event]
+    #: Non-finite elements and skipped steps of replays before this one whose rows nobody has seen.
+    missed: tuple[float, float] = (0.0, 0.0)
 
     def here(self) -> bool:
         """Whether the rows have arrived."""
