@@ -29,20 +29,7 @@ from optwatch.kernels.cpu.library import LibraryError
 from optwatch.metrics.fields import row_fields
 from optwatch.optim.count import count_bytes, state_leaves, storages
 
-
-@pytest.fixture(autouse=True)
-def eager():
-    """Without compilation: torchao's of its step takes a minute."""
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "boards"
-    made.mkdir(mode=0o700)
-    return made
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def saved_bytes(optimizer: torch.optim.Optimizer) -> int:

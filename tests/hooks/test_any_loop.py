@@ -6,7 +6,7 @@ import gc
 import hashlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import bitsandbytes
@@ -37,20 +37,7 @@ OPTIMIZERS: dict[str, Made] = {
 every_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 STEPS = 6
 
-
-@pytest.fixture(autouse=True)
-def eager() -> Iterator[None]:
-    """Without compilation: torchao's of its step takes a minute."""
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "boards"
-    made.mkdir(mode=0o700)
-    return made
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def network(seed: int = 0) -> nn.Sequential:

@@ -23,19 +23,7 @@ SHARE = 0.01
 BACKENDS = {"int4": "reference"}
 
 
-@pytest.fixture(autouse=True)
-def eager():
-    """Without compilation: torchao's of its step takes a minute."""
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "boards"
-    made.mkdir(mode=0o700)
-    return made
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def parameters() -> list[nn.Parameter]:

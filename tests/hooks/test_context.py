@@ -19,13 +19,6 @@ from optwatch.metrics.catalogue import CATALOGUE
 from optwatch.optim import AdamW
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "boards"
-    made.mkdir(mode=0o700)
-    return made
-
-
 def layer() -> nn.Linear:
     torch.manual_seed(0)
     return nn.Linear(80, 80)

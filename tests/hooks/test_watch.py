@@ -25,13 +25,6 @@ from optwatch.metrics.catalogue import CATALOGUE
 from optwatch.optim import AdamW
 
 
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "boards"
-    made.mkdir(mode=0o700)
-    return made
-
-
 def network(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 64))
