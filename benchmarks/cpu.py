@@ -17,59 +17,23 @@ function in them, and what counts here is the ratio of two that take turns in th
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
-import json
 import os
-import platform
-import re
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import optwatch
 from benchmarks import cpu_cases
 from benchmarks.cpu_cases import CASES, Case
 from benchmarks.cpu_report import report
+from benchmarks.processes import Benchmark, machine, version
 from optwatch.kernels.cpu.library import ISA_VARIABLE, LibraryError, library
 
-RESULTS = Path(__file__).parent / "results"
-COMMAND = "python -m benchmarks.cpu"
-SECONDS = 600  # for one process; compiling torchao's step takes most of a minute
-PACKAGES = ("optwatch", "torch", "numpy", "bitsandbytes", "torchao", "pyperf")
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write, print."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").partition("\n")[0])
-    names = [case.name for case in CASES]
-    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
-    parser.add_argument("--processes", type=int, default=3, help="for each case and instruction set (3)")
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny sizes: to see that it works, not to measure"
-    )
-    parser.add_argument("--output", type=Path, help="where to write cpu.json and cpu.md")
-    parser.add_argument("--sample", nargs=2, metavar=("CASE", "PROCESS"), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.processes < 1:
-        parser.error(f"--processes {options.processes}: at least 1 is needed")
-    if options.sample:
-        (case,) = (case for case in CASES if case.name == options.sample[0])
-        sizes = cpu_cases.QUICK if options.quick else cpu_cases.FULL
-        print(json.dumps(cpu_cases.sample(case, sizes, int(options.sample[1]))))
-        return 0
-    document = measure(options)
-    document = json.loads(written := compact(document))  # the table is made of what the file says
-    print(text := report(document))
-    whole = not (options.quick or options.only)
-    if output := options.output or (RESULTS if whole else None):
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "cpu.json").write_text(written)
-        (output / "cpu.md").write_text(text)
-    return 0
+def sample(name: str, process: int, quick: bool) -> dict[str, Any]:
+    """Time a case in this process."""
+    (case,) = (case for case in CASES if case.name == name)
+    return cpu_cases.sample(case, cpu_cases.QUICK if quick else cpu_cases.FULL, process)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -96,18 +60,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                   file=sys.stderr)  # fmt: skip
     reasons = {(case.name, isa): missing.get(case.name) or failed.get((case.name, isa)) for case, isa in rows}
     return {
-        "command": COMMAND + "".join(f" {word}" for word in words(options)),
+        "command": BENCHMARK.command_of(options),
         "machine": machine(),
         "settings": {"processes": options.processes, "quick": options.quick, "instruction_sets": isas},
         "minutes": round((time.monotonic() - started) / 60, 1),
         "results": [row(case, isa, samples[case.name, isa], reasons[case.name, isa]) for case, isa in rows],
     }
-
-
-def words(options: argparse.Namespace) -> list[str]:
-    """The options that differ from their defaults and bear on the figures."""
-    given = ["--quick"] * options.quick + (["--only", *options.only] if options.only else [])
-    return given + (["--processes", str(options.processes)] if options.processes != 3 else [])
 
 
 def instruction_sets() -> list[str]:
@@ -129,26 +87,8 @@ def why_not(case: Case) -> str | None:
 
 def run(case: Case, isa: str, process: int, quick: bool) -> dict[str, Any] | str:
     """One process; its samples, or the reason why there are none."""
-    command = [sys.executable, "-m", "benchmarks.cpu", "--sample", case.name, str(process)]
-    try:
-        done = subprocess.run(
-            command + ["--quick"] * quick,
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, ISA_VARIABLE: isa},
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=True,
-        )
-    except subprocess.TimeoutExpired:
-        return f"it took longer than {SECONDS} s"
-    except subprocess.CalledProcessError as error:
-        lines: list[str] = error.stderr.strip().splitlines()
-        return lines[-1] if lines else f"exit code {error.returncode}"
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if found["isa"] != isa:
-        return f"it ran with {found['isa']}"
-    return found
+    found = BENCHMARK.run(case.name, process, quick, **{ISA_VARIABLE: isa})
+    return f"it ran with {found['isa']}" if isinstance(found, dict) and found["isa"] != isa else found
 
 
 def row(case: Case, isa: str, samples: list[dict[str, Any]], reason: str | None) -> dict[str, Any]:
@@ -180,53 +120,15 @@ def row(case: Case, isa: str, samples: list[dict[str, Any]], reason: str | None)
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on, without naming the machine."""
-    import torch
-
-    told: dict[str, Any] = {}
-    try:
-        import pyperf  # type: ignore[import-untyped]
-    except ImportError:
-        pass  # it describes the machine a little better; the benchmark's own test does without
-    else:
-        told = pyperf.Run([1.0], collect_metadata=True).get_metadata()
-    kept = ("cpu_model_name", "cpu_config", "cpu_freq", "aslr", "date", "python_version")
-    return {
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch_isa": torch.backends.cpu.get_cpu_capability(),
-        "system": platform.system(),
-        "python_version": platform.python_version(),
-        **{name: str(told[name]) for name in kept if name in told},
-        "versions": {name: found for name in PACKAGES if (found := version(name))},
-    }
-
-
-def version(package: str) -> str | None:
-    """The version that is installed, or None."""
-    if package == "optwatch":
-        return optwatch.__version__
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def compact(document: dict[str, Any]) -> str:
-    """JSON with a line for each list of numbers, and numbers of six digits."""
-
-    def rounded(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: rounded(item) for key, item in value.items()}
-        if isinstance(value, list):
-            return [rounded(item) for item in value]
-        return float(f"{value:.6g}") if isinstance(value, float) else value
-
-    text = json.dumps(rounded(document), indent=1, ensure_ascii=False)
-    return re.sub(r"\[[-+.\de,\s]+\]", lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
-
+BENCHMARK = Benchmark(
+    name="cpu",
+    about=(__doc__ or "").partition("\n")[0],
+    cases=[case.name for case in CASES],
+    sample=sample,
+    measure=measure,
+    report=report,
+    seconds=600,  # compiling torchao's step takes most of a minute
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main())

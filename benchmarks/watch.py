@@ -11,23 +11,16 @@ exit code.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from benchmarks import watch_cases
-from benchmarks.cpu import compact, machine, version
+from benchmarks.processes import Benchmark, machine, version
 from benchmarks.watch_cases import CASES, EVERY, Case
 
-RESULTS = Path(__file__).parent / "results"
-COMMAND = "python -m benchmarks.watch"
-SECONDS = 900  # for one process; compiling torchao's step takes most of a minute
 PACKAGES = ("transformers", "pytorch-optimizer", "wandb")
 METHOD = """\
 A step of training is that of a GPT-2 of 4.8 million parameters in 76 tensors, forward and backward over 4,096 tokens
@@ -52,33 +45,10 @@ TIMES_HEAD = (
 COUNTS_HEAD = ("watched by", "optimizer", "step", "operations", "collectives", "new memory", "host reads")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write, print."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description=(__doc__ or "").partition("\n")[0])
-    names = [case.name for case in CASES]
-    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
-    parser.add_argument("--processes", type=int, default=3, help="for each case (3)")
-    parser.add_argument(
-        "--quick", action="store_true", help="few steps: to see that it works, not to measure"
-    )
-    parser.add_argument("--output", type=Path, help="where to write watch.json and watch.md")
-    parser.add_argument("--sample", nargs=2, metavar=("CASE", "PROCESS"), help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.processes < 1:
-        parser.error(f"--processes {options.processes}: at least 1 is needed")
-    if options.sample:
-        (case,) = (case for case in CASES if case.name == options.sample[0])
-        sizes = watch_cases.QUICK if options.quick else watch_cases.FULL
-        print(json.dumps(watch_cases.sample(case, sizes, int(options.sample[1]))))
-        return 0
-    document = json.loads(written := compact(measure(options)))  # the table is made of what the file says
-    print(text := report(document))
-    whole = not (options.quick or options.only)
-    if output := options.output or (RESULTS if whole else None):
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "watch.json").write_text(written)
-        (output / "watch.md").write_text(text)
-    return 0
+def sample(name: str, process: int, quick: bool) -> dict[str, Any]:
+    """Time a case in this process."""
+    (case,) = (case for case in CASES if case.name == name)
+    return watch_cases.sample(case, watch_cases.QUICK if quick else watch_cases.FULL, process)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -95,7 +65,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         for case in cases:
             if case.name in problems:
                 continue
-            found = run(case, process, options.quick)
+            found = BENCHMARK.run(case.name, process, options.quick, OPTWATCH_STORE="off")
             if isinstance(found, str):
                 problems[case.name] = found
             else:
@@ -105,38 +75,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 f"{(time.monotonic() - started) / 60:5.1f} min, {process + 1}: {case.name}: {figure}",
                 file=sys.stderr,
             )
-    given = ["--quick"] * options.quick + (["--only", *options.only] if options.only else [])
-    facts = machine()
-    facts["versions"] |= {name: found for name in PACKAGES if (found := version(name))}
     return {
-        "command": " ".join([COMMAND, *given]),
-        "machine": facts,
+        "command": BENCHMARK.command_of(options),
+        "machine": machine(*PACKAGES),
         "settings": {"processes": options.processes, "quick": options.quick, "every": EVERY},
         "minutes": round((time.monotonic() - started) / 60, 1),
         "results": [row(case, samples[case.name], problems.get(case.name)) for case in cases],
     }
-
-
-def run(case: Case, process: int, quick: bool) -> dict[str, Any] | str:
-    """One process; its samples, or the reason why there are none."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.watch", "--sample", case.name, str(process)]
-    try:
-        done = subprocess.run(
-            command + ["--quick"] * quick,
-            cwd=Path(__file__).parent.parent,
-            env={**os.environ, "OPTWATCH_STORE": "off"},
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-            check=True,
-        )
-    except subprocess.TimeoutExpired:
-        return f"it took longer than {SECONDS} s"
-    except subprocess.CalledProcessError as error:
-        lines: list[str] = error.stderr.strip().splitlines()
-        return lines[-1] if lines else f"exit code {error.returncode}"
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def row(case: Case, samples: list[dict[str, Any]], problem: str | None) -> dict[str, Any]:
@@ -219,5 +164,15 @@ def counts(row: dict[str, Any], kind: str) -> str:
     )
 
 
+BENCHMARK = Benchmark(
+    name="watch",
+    about=(__doc__ or "").partition("\n")[0],
+    cases=[case.name for case in CASES],
+    sample=sample,
+    measure=measure,
+    report=report,
+    seconds=900,  # compiling torchao's step takes most of a minute
+)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main())

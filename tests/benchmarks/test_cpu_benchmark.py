@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from benchmarks import cpu_cases
-from benchmarks.cpu import RESULTS, compact, machine, row
+from benchmarks.cpu import row
 from benchmarks.cpu_cases import CASES, Case
 from benchmarks.cpu_report import report
+from benchmarks.processes import RESULTS, compact, machine
 
 ROOT = Path(__file__).parents[2]
 OURS = [case for case in CASES if case.needs is None]

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from benchmarks import watch_cases
-from benchmarks.watch import RESULTS, machine, report, row
+from benchmarks.processes import RESULTS, machine
+from benchmarks.watch import report, row
 from benchmarks.watch_cases import BLOCK, CASES, EVERY, Case
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +82,7 @@ def test_a_run_writes_what_it_found(tmp_path: Path) -> None:
         env=os.environ,
     )
     document = json.loads((tmp_path / "watch.json").read_text())
-    assert document["command"] == "python -m benchmarks.watch --quick --only own-step"
+    assert document["command"] == "python -m benchmarks.watch --quick --only own-step --processes 1"
     (found,) = document["results"]
     assert (found["name"], found["problem"]) == ("own-step", None)
     assert found["reached"] is (found["measured"] <= 0.02)
