@@ -5,6 +5,7 @@ Every rank gets the same data, so the mean of the gradients over ranks is, bit b
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import optwatch
 from optwatch.board import BoardReader, fold_to_groups
@@ -111,6 +113,35 @@ def compare(state: str, root: Path) -> None:
             }
             assert dtypes == {torch.int8}, dtypes  # by the whole tensor, not by the shard
         resume(net, optimizer)
+        silent(net, directory)
+
+
+class Collectives(TorchDispatchMode):
+    """Counts what ranks do together."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.namespace in ("c10d", "_c10d_functional")
+        return func(*args, **(kwargs or {}))
+
+
+def silent(net: nn.Module, root: Path) -> None:
+    """Watching asks no other rank for anything, in usual and in sampled steps, of ours and of others' optimizers."""
+    for make in (AdamW, torch.optim.AdamW):
+        counts = {}
+        for every in (None, 1, 10**6):
+            optimizer = make(net.parameters(), lr=0.0)
+            with contextlib.ExitStack() as stack:
+                if every is not None:
+                    options = {"run_id": f"silent-{every}", "every": every, "directory": root, "agent": False}
+                    stack.enter_context(optwatch.watch(optimizer, net, **options))
+                train(net, optimizer)  # the first steps are always sampled ones
+                with Collectives() as spoken:
+                    train(net, optimizer)
+            counts[every] = spoken.count
+        assert len(set(counts.values())) == 1, (make, counts)
+        assert counts[None] > 0, "the gradients of a backward pass are reduced"
 
 
 def resume(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:

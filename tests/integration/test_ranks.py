@@ -26,7 +26,7 @@ def run(script: str, ranks: int, *arguments: str) -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_equal_one_process(ranks: int, tmp_path: Path) -> None:
-    """Weights bit by bit, rows divided by their replicas, state dtypes and bytes, sharded checkpoints; see ranks.py."""
+    """Weights, rows divided by their replicas, state dtypes, checkpoints, and no word between ranks; see ranks.py."""
     boards = tmp_path / "boards"
     boards.mkdir(mode=0o700)
     run("ranks.py", ranks, str(boards))
