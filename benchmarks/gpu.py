@@ -2,7 +2,8 @@
 
     python -m benchmarks.gpu [--parameters 134217728] [--output DIRECTORY]
 
-Every plan takes steps beside the reference; a plan that disagrees ends the run before anything is timed. Then: the
+Every plan takes steps beside the reference, and replays of captured steps beside ordinary ones; what disagrees ends the
+run before anything is timed. Then: the
 bandwidth of a plain copy, steps of each format as a share of it (bytes that a step must move, over its time), the
 host's time for a step of 300 tensors, and steps under torch's check for synchronisation. Results go to
 ``results/gpu.json``; the exit code is 1 if a plan is wrong or something waits for the device.
@@ -30,7 +31,7 @@ from optwatch.codecs import FORMATS
 from optwatch.kernels import BoundPlan, PlanSpec, PlanTensor, backend
 from optwatch.kernels.random import keys
 from optwatch.metrics.fields import CHEAP_FIELDS
-from optwatch.optim import AdamW
+from optwatch.optim import LAMB, SGD, AdamW, Lion, Optimizer
 from optwatch.rules import RULES
 
 RESULTS = Path(__file__).parent / "results"
@@ -66,6 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(["the kernels disagree with the reference:", *problems]), file=sys.stderr)
         return 1
     print("every plan agrees with the reference", flush=True)
+    problems = list(wrong_replays(device))
+    if problems:
+        print("\n".join(["replays of a CUDA graph are no steps:", *problems]), file=sys.stderr)
+        return 1
+    print("replays of captured steps are ordinary steps", flush=True)
 
     result = measure(device, options.parameters)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -219,6 +225,55 @@ def close(what: str, expected: Tensor, actual: Tensor) -> bool:
     relative = 1e-5 if what.endswith("grid") else 4e-6 if expected.dtype is torch.float32 else 2.0**-7
     size = expected.double().abs() + (0.05 if what == "weight" else expected.double().abs().max() * 1e-2)
     return bool((difference <= relative * size).all())
+
+
+def wrong_replays(device: torch.device) -> Iterator[str]:
+    """What differs between an optimizer whose step is replayed by a CUDA graph and one that takes the same steps."""
+    for kind, state in itertools.product((AdamW, LAMB, Lion, SGD), ("fp32", "int8", "bf16")):
+        for settings in ({}, {"max_grad_norm": 1.0, "nonfinite": "skip"}):
+            params = [[torch.nn.Parameter(torch.ones(n, device=device)) for n in SIZES] for _ in range(2)]
+            rates = [torch.tensor(1e-3, device=place) for place in (device, "cpu")]
+            captured, plain = (
+                kind(ours, lr=rate, state=state, backend="triton", capturable=rate.is_cuda, **settings)
+                for ours, rate in zip(params, rates, strict=True)
+            )
+            replays_and_steps(captured, plain, rates)
+            for size, mine, other in zip(SIZES, *params, strict=True):
+                values = captured.state[mine], plain.state[other]
+                same = torch.equal(mine, other) and all(
+                    torch.equal(values[0][key].cpu(), values[1][key].cpu()) for key in values[1]
+                )
+                if not same:
+                    yield f"{kind.__name__}, {state}, {settings}: {size} elements"
+
+
+def replays_and_steps(captured: Optimizer, plain: Optimizer, rates: Sequence[Tensor]) -> None:
+    """The same ten steps of both, the first two of them ordinary ones; the gradients of one are not finite."""
+    optimizers = captured, plain
+    params = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
+    for param in itertools.chain(*params):
+        param.grad = torch.empty_like(param)
+    graph = torch.cuda.CUDAGraph()
+    for step in range(10):
+        for i, pair in enumerate(zip(*params, strict=True)):
+            gen = torch.Generator(rates[0].device).manual_seed(100 * step + i)
+            grad = torch.randn(len(pair[0]), generator=gen, device=rates[0].device)
+            if captured.nonfinite and step == 5:
+                grad[-1] = torch.inf
+            for param in pair:
+                param.grad.copy_(grad)
+        for rate in rates:
+            rate.fill_(1e-3 / (1 + step))
+        if step == 2:
+            with torch.cuda.graph(graph):
+                captured.step()
+        if step < 2:
+            captured.step()
+        else:
+            graph.replay()
+        plain.step()
+    for optimizer in optimizers:
+        optimizer.state_dict()  # waits for what the device has decided
 
 
 # ---- speed -----------------------------------------------------------------------------------------------------
