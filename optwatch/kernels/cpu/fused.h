@@ -33,23 +33,25 @@ struct ByteSlot<true> {
 };
 
 // A rule's step where its last bits are free, since the state is rounded anyway: its `step_freely`, for two vectors at
-// once, or its `step` if it has none.
+// once, or its `step` if it has none. It is `bare` where the gradient is taken as it is given.
 template <class R, class = void>
 struct Freely {
   static constexpr int kTogether = 1;
-  template <int k>
+  static bool is_bare(const typename R::Scalars&) { return false; }
+  template <bool bare, int k>
   static OPTWATCH_INLINE Floats<k> step(Floats<k>* s, const Floats<k>& grad, const Floats<k>& weight,
                                         const typename R::Scalars& h) {
     return R::step(s, grad, weight, h);
   }
 };
 template <class R>
-struct Freely<R, std::void_t<decltype(&R::template step_freely<1>)>> {
+struct Freely<R, std::void_t<decltype(&R::template step_freely<false, 1>)>> {
   static constexpr int kTogether = 2;
-  template <int k>
+  static bool is_bare(const typename R::Scalars& h) { return h.grad_scale == 1 && h.l2 == 0; }
+  template <bool bare, int k>
   static OPTWATCH_INLINE Floats<k> step(Floats<k>* s, const Floats<k>& grad, const Floats<k>& weight,
                                         const typename R::Scalars& h) {
-    return R::step_freely(s, grad, weight, h);
+    return R::template step_freely<bare>(s, grad, weight, h);
   }
 };
 
@@ -88,7 +90,7 @@ struct BytePlan {
     Float grad{}, update{};
   };
 
-  template <bool keep>
+  template <bool keep, bool bare>
   static OPTWATCH_INLINE void part(const HotBlock& b, const Scalars& h, int start, const Readers& readers,
                                    Ranges* ranges_out, Sums* sums_out, Ahead* ahead_out) {
     // Local, because what a pointer leads to would be stored and loaded again for each vector.
@@ -104,7 +106,7 @@ struct BytePlan {
       Floats<k> state[R::kSlots];
       for_each_of(Slots{}, [&](auto s) { state[s.value] = std::get<s.value>(readers).template read<k>(i); });
       const Floats<k> grad = load_pack<k>(grads + i), weight = load_pack<k>(weights + i);
-      const Floats<k> u = Freely<R>::step(state, grad, weight, h);
+      const Floats<k> u = Freely<R>::template step<bare>(state, grad, weight, h);
       for_each_of(Slots{}, [&](auto s) { store(next[s.value] + i, state[s.value]); });
       store(new_weights + i, R::apply(weight, u, h));
       if constexpr (keep) store(updates + i, u);
@@ -120,7 +122,7 @@ struct BytePlan {
     *ahead_out = ahead;
   }
 
-  template <bool keep>
+  template <bool keep, bool bare>
   static HotSums run(const HotBlock& b, const Scalars h) {
     Ranges ranges[kBlock / kShort];
     Sums sums;
@@ -131,7 +133,7 @@ struct BytePlan {
         for_each_of(Slots{}, [&](auto s) {
           if constexpr (!R::kSecondMoment[s.value]) std::get<s.value>(readers) = reader<s.value>(b, i);
         });
-        part<keep>(b, h, i, readers, &ranges[i / kShort], &sums, &ahead);
+        part<keep, bare>(b, h, i, readers, &ranges[i / kShort], &sums, &ahead);
       }
     }
     for_each_of(Slots{}, [&](auto s) { prepare<s.value>(b, ranges); });
@@ -160,7 +162,11 @@ template <class R>
 inline HotSums byte_step(const HotBlock& b, const float* scalars) {
   typename R::Scalars h;
   std::memcpy(&h, scalars, sizeof h);
-  return b.update ? BytePlan<R>::template run<true>(b, h) : BytePlan<R>::template run<false>(b, h);
+  using Plan = BytePlan<R>;
+  if constexpr (Freely<R>::kTogether > 1)
+    if (Freely<R>::is_bare(h))
+      return b.update ? Plan::template run<true, true>(b, h) : Plan::template run<false, true>(b, h);
+  return b.update ? Plan::template run<true, false>(b, h) : Plan::template run<false, false>(b, h);
 }
 
 }  // namespace optwatch::OPTWATCH_ISA

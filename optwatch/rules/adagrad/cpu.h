@@ -23,10 +23,10 @@ struct Adagrad : Coupled {
 
   // Contracted, and every other root beside the divider, which a root and a quotient for each vector keep busier than
   // all else.
-  template <int k>
+  template <bool bare, int k>
   OPTWATCH_INLINE static Floats<k> step_freely(Floats<k>* s, const Floats<k>& grad, const Floats<k>& weight,
                                                const Scalars& h) {
-    const auto g = fma(weight, h.l2, grad * h.grad_scale);
+    const auto g = bare ? grad : fma(weight, h.l2, grad * h.grad_scale);
     s[0] = fma(g, g, s[0]);
     Floats<k> root;
     for (int j = 0; j < k; j++) root.v[j] = j % 2 ? sqrt_nearly(s[0].v[j]) : sqrt(s[0].v[j]);
