@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +18,8 @@ from optwatch.optim.sharded import local
 SeriesValues = list[tuple[Series, float]]
 #: Gives the slot that each key of a parameter's state belongs to, where that is not the key itself.
 SlotNames = Callable[[torch.optim.Optimizer], Mapping[str, str]]
-_Glance = tuple[list[int], list[int]]
+_Glance = tuple[list[int], list[torch.dtype | None]]
 _LAYOUT = operator.attrgetter("layout")
-_NUMBERS = frozenset((int, float, bool))
 #: Of so many parts of the parameters one is looked at in each step, whether its state lies where it did.
 SAMPLES = 8
 
@@ -34,6 +32,7 @@ class Sizes:
         self.tensors: SeriesValues = []
         self.gradients: SeriesValues = []
         self._name, self._slots = name, slots
+        self._scalars: frozenset[Any] = frozenset()  # keys of numbers
         self._held: list[int] = []
         self._glances: list[_Glance | None] = []  # of each part
         self._turn = 0
@@ -67,8 +66,10 @@ class Sizes:
             return False
         self._remember(optimizer.state)
         seen = [
-            (id(t), t.data_ptr() if t.layout == torch.strided else 0, t.nbytes)
-            for _, t in state_leaves(optimizer.state)
+            (0, 0, t.nbytes)
+            if key in self._scalars
+            else (id(t), t.data_ptr() if t.layout == torch.strided else 0, t.nbytes)
+            for key, t in state_leaves(optimizer.state)
         ]
         changed, self._seen = seen != self._seen, seen
         return changed
@@ -77,44 +78,56 @@ class Sizes:
         """Whether ``state`` holds the very tensors that it held, in a fraction of the time that looking closely takes.
 
         Where they lie is asked of a part in each step: it takes longest, and if memory is exchanged beneath tensors it
-        is beneath all of them.
+        is beneath all of them. Single numbers may be others in each step.
         """
         if not self._glances or None in self._glances:
             return False
         try:
-            held = _held(state)
-        except TypeError:  # some of it is no dict any more
+            held = _held(state, self._scalars)
+        except AttributeError:  # some of it is no dict any more
             return False
         if held != self._held:
             return False
         self._turn = (self._turn + 1) % SAMPLES
-        return _glance(list(state.values())[self._turn :: SAMPLES]) == self._glances[self._turn]
+        return (
+            _glance(list(state.values())[self._turn :: SAMPLES], self._scalars) == self._glances[self._turn]
+        )
 
     def _remember(self, state: Mapping[Any, Any]) -> None:
         kept = list(state.values())
-        plain = all(isinstance(one, dict) for one in kept)
-        self._held = _held(state) if plain else []
-        self._glances = [_glance(kept[turn::SAMPLES]) for turn in range(SAMPLES)] if plain else []
+        self._held, self._glances, self._scalars = [], [], frozenset()
+        if all(isinstance(one, dict) for one in kept):
+            keys = {key for one in kept for key in one}
+            large = {key for one in kept for key, value in one.items() if not _is_scalar(value)}
+            self._scalars = frozenset(keys - large)
+            self._held = _held(state, self._scalars)
+            self._glances = [_glance(kept[turn::SAMPLES], self._scalars) for turn in range(SAMPLES)]
 
 
-def _held(state: Mapping[Any, dict[Any, Any]]) -> list[int]:
-    """The identities of what the parameters' dicts hold, but for numbers, which are others in each step."""
-    values = itertools.chain.from_iterable(map(dict.values, state.values()))
-    return [id(value) for value in values if type(value) not in _NUMBERS]
+def _is_scalar(value: object) -> bool:
+    """Whether this is a number, or a tensor that holds one."""
+    return isinstance(value, PLAIN) or (type(value) is torch.Tensor and value.numel() == 1)
 
 
-def _glance(kept: Sequence[dict[Any, Any]]) -> _Glance | None:
-    """Identities and addresses of the tensors in some parameters' dicts.
+def _held(state: Mapping[Any, dict[Any, Any]], scalars: frozenset[Any]) -> list[int]:
+    """The identities of what the parameters' dicts hold under other keys than ``scalars``."""
+    return [id(value) for one in state.values() for key, value in one.items() if key not in scalars]
+
+
+def _glance(kept: Sequence[dict[Any, Any]], scalars: frozenset[Any]) -> _Glance | None:
+    """Addresses of the tensors in some parameters' dicts, and types of the numbers under ``scalars``.
 
     A tensor that becomes larger or of another type gets other memory. None where that does not tell: where something
     besides plain strided tensors and numbers is kept.
     """
-    held = [value for one in kept for value in one.values()]
-    tensors = [value for value in held if type(value) is torch.Tensor]
-    numbers = len(tensors) < len(held) and sum(isinstance(value, PLAIN) for value in held)
-    if len(tensors) + numbers < len(held) or set(map(_LAYOUT, tensors)) - {torch.strided}:
+    tensors = [value for one in kept for key, value in one.items() if key not in scalars]
+    numbers = [value for one in kept for key, value in one.items() if key in scalars]
+    if not set(map(type, tensors)) <= {torch.Tensor} or set(map(_LAYOUT, tensors)) - {torch.strided}:
         return None
-    return list(map(id, tensors)), list(map(torch.Tensor.data_ptr, tensors))
+    if not all(map(_is_scalar, numbers)):
+        return None
+    types = [value.dtype if isinstance(value, torch.Tensor) else None for value in numbers]
+    return list(map(torch.Tensor.data_ptr, tensors)), types
 
 
 def state_series(optimizer: torch.optim.Optimizer, name: str, slots: SlotNames) -> SeriesValues:
