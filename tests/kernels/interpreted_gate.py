@@ -7,6 +7,7 @@ import math
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -68,6 +69,23 @@ def test_what_was_skipped_was_never_taken(
     states = zip(*(o.state_dict()["state"].values() for o in (optimizer, plain)), strict=True)
     assert all(torch.equal(mine[key], other[key]) for mine, other in states for key in other)
     assert bool(raised) == (mode == "raise")
+
+
+def test_zeros_that_the_host_asks_for() -> None:
+    """As the reference: what is not finite counts as zero though the device decides nothing."""
+    spec = Case("sgd_momentum", ("fp32",), torch.float32, torch.float32).spec()
+    scalars = np.full((2, len(spec.rule.scalars)), 0.5, np.float32)
+    found = []
+    for name in ("triton", "reference"):
+        params = [torch.ones(300), torch.ones(20)]
+        tensors = [PlanTensor(param, ({"values": torch.zeros(len(param))},)) for param in params]
+        grads = [torch.ones(300), torch.ones(20)]
+        grads[0][[3, 77]], grads[1][5] = math.nan, -math.inf
+        plan = backend(name).bind(spec, tensors)
+        for zero, given in ((True, grads), (False, [torch.ones(300), None])):
+            rows = plan.run(given, scalars, np.zeros((2, 2, 2), np.uint32), False, zero)
+        found.append([rows, *params, *(tensor.slots[0]["values"] for tensor in tensors)])
+    assert all(torch.equal(mine, other) for mine, other in zip(*found, strict=True))
 
 
 def test_sums_of_gradients() -> None:

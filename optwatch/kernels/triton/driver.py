@@ -50,7 +50,9 @@ class TritonPlan:
         }
         self.partials = torch.empty(spec.columns * self.count, device=self.device)
         self.norms = torch.empty(len(tensors), len(spec.rule.norms), dtype=torch.float64, device=self.device)
-        self.decision = torch.empty(len(DECISION), dtype=torch.float64, device=self.device)
+        # Of a step about which there is nothing to decide, or that the host has decided.
+        neutral = [float(name in ("clip", "unscale")) for name in DECISION]
+        self.decision = torch.tensor(neutral, dtype=torch.float64, device=self.device)
         self.behind = torch.zeros(len(tensors), dtype=torch.int32, device=self.device)
         self.known = np.zeros(len(tensors), np.int32)
         backend = "interpreter" if INTERPRETED else "hip" if torch.version.hip else "cuda"
@@ -68,9 +70,7 @@ class TritonPlan:
         self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool, zero: bool = False
     ) -> Tensor:
         """See :class:`optwatch.kernels.plan.BoundPlan`."""
-        if zero:
-            raise ValueError("a plan that decides on its device zeroes gradients in run_decided()")
-        return self._run(grads, scalars, keys, full, 0, self.decision)
+        return self._run(grads, scalars, keys, full, ZERO.value if zero else 0, self.decision)
 
     def run_decided(
         self, grads: Sequence[Tensor | None], scalars: Scalars, keys: Keys, full: bool, zero: bool, decision: Tensor,
