@@ -41,7 +41,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     isas = instruction_sets()
     cases = [case for case in CASES if options.only is None or case.name in options.only]
     missing = {case.name: reason for case in cases if (reason := why_not(case))}
-    rows = [(case, isa) for case in cases for isa in (isas if case.narrow else isas[:1])]
+    rows = [(case, isa) for case in cases for isa in (isas if case.narrow is not None else isas[:1])]
     samples: dict[tuple[str, str], list[dict[str, Any]]] = {(case.name, isa): [] for case, isa in rows}
     failed: dict[tuple[str, str], str] = {}
     started = time.monotonic()
@@ -100,14 +100,15 @@ def row(case: Case, isa: str, samples: list[dict[str, Any]], reason: str | None)
         "isa": isa,
         "unit": case.unit,
     }
-    facts |= {"target": case.target, "more_is_better": case.more_is_better, "problem": reason}
+    target = case.target_with(isa)
+    facts |= {"target": target, "more_is_better": case.more_is_better, "problem": reason}
     if not samples:
         return {**facts, "measured": None, "reached": None, "processes": []}
     figures = [sample["figure"] for sample in samples]
     measured = statistics.median(figures)
     reached = None
-    if case.target is not None:
-        reached = measured >= case.target if case.more_is_better else measured <= case.target
+    if target is not None:
+        reached = measured >= target if case.more_is_better else measured <= target
     return {
         **facts,
         "measured": measured,

@@ -7,8 +7,8 @@ from typing import Any
 
 METHOD = (
     "Both sides take turns in one process; median over {} processes, with the lowest and the highest of them. The "
-    "times are medians of a step. With avx2 ours is held to it and torch keeps its best; the targets are meant for "
-    "the best instruction set. Largest load average while measuring:"
+    "times are medians of a step. With avx2 ours is held to it, with a target of its own, and torch keeps its best. "
+    "Largest load average while measuring:"
 )
 
 

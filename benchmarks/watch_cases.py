@@ -42,7 +42,7 @@ class Sizes:
     rows: int = 32  # of a batch
     length: int = 128  # tokens of a row
     blocks: int = 1  # of `BLOCK` steps, in each turn
-    rounds: int = 3  # turns of watched and unwatched
+    rounds: int = 2  # turns of watched and unwatched
 
 
 FULL = Sizes()
