@@ -107,7 +107,7 @@ def test_lists_of_numbers_take_one_line_and_six_digits() -> None:
 
 
 #: Cases that came after the last whole run.
-TO_MEASURE = {"split8", *(case.name for case in cpu_cases.of_every_optimizer())}
+TO_MEASURE: set[str] = set()
 
 
 def test_the_committed_result_is_whole_and_names_its_command() -> None:
