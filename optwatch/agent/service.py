@@ -278,6 +278,14 @@ def _store_directory(settings: Settings) -> Path | None:
     return directory
 
 
+def _check(settings: Settings) -> None:
+    """Raise what an `Agent` would for what cannot be had: a mistake is one also where another agent serves already."""
+    WebConfig(settings.web_config)
+    _store_directory(settings)
+    if settings.otlp_endpoint is not None:
+        OtlpSettings.read(settings.otlp_endpoint, settings.otlp_protocol, settings.otlp_interval)
+
+
 def serve(directory: str | os.PathLike[str] | None = None, settings: Settings | None = None) -> bool:
     """Be the agent of ``directory`` (None: the user's own) until idle, or for ever.
 
@@ -291,13 +299,14 @@ def serve(directory: str | os.PathLike[str] | None = None, settings: Settings | 
         raise BoardDirectoryError(
             f"{root}: is shared; its agent runs as its owner, user {root.stat().st_uid}"
         )
-    election = Election(root)
+    settings, election = settings or Settings(), Election(root)
     if not election.win():
-        log.info("another agent serves %s", root)
+        _check(settings)
+        log.info("another agent serves %s, with settings of its own", root)
         return False
     agent = None
     try:
-        agent = Agent(root, settings or Settings())
+        agent = Agent(root, settings)
         agent.start(election)
         agent.run()
     finally:

@@ -321,7 +321,7 @@ def test_sick_values_are_shown_and_empty_ones_absent(tmp_path: Path) -> None:
 
 
 def test_one_agent_per_directory(tmp_path: Path) -> None:
-    """A second agent leaves at once, in peace; after SIGKILL of the first another takes over."""
+    """A second agent leaves at once, in peace unless it was asked for nonsense; after SIGKILL another takes over."""
     feed(tmp_path, 3)
     command = [sys.executable, "-m", "optwatch.agent", "--dir", str(tmp_path), "--port", "0"]
     with agent(tmp_path) as (url, _):
@@ -330,6 +330,13 @@ def test_one_agent_per_directory(tmp_path: Path) -> None:
         )
         assert second.returncode == 0
         assert "another agent" in second.stderr
+        for wrong in (["--otlp-endpoint", "collector"], ["--web-config", "none.yml"], ["--store", __file__]):
+            refused = subprocess.run(
+                command + wrong, capture_output=True, text=True, timeout=30, check=False, env=environment()
+            )
+            assert refused.returncode == 1
+            assert wrong[1] in refused.stderr
+            assert refused.stderr.count("\n") == 1
         assert find_agent(tmp_path) == url
         facts = json.loads((tmp_path / "agent.json").read_text())
         assert set(facts) == {"url", "pid", "started", "version"}
