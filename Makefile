@@ -11,6 +11,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # One set of pins for everything that is installed here, the build's own requirements included (hence no isolation).
 PINS   := --quiet --constraint constraints.txt
+OR_SAY := || { echo "make: installing failed, see above; without a network pip has to be told of a mirror" >&2; exit 1; }
 NATIVE := $(shell find csrc optwatch -name '*.h' -o -name '*.cpp' -o -name CMakeLists.txt 2>/dev/null)
 # tests/conftest.py orders the files. The tests that only wait get a worker of their own.
 WORKERS := --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
@@ -29,23 +30,23 @@ help: ## show this list
 $(VENV)/.base: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"optwatch needs Python 3.10 or newer, $(PYTHON) is {sys.version.split()[0]}; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install $(PINS) pip scikit-build-core cmake ninja
+	$(PIP) install $(PINS) pip scikit-build-core cmake ninja $(OR_SAY)
 	@touch $@
 
 $(VENV)/.demo: $(VENV)/.base pyproject.toml CMakeLists.txt $(NATIVE)
-	$(PIP) install $(PINS) --no-build-isolation --editable '.[demo,triton]'
+	$(PIP) install $(PINS) --no-build-isolation --editable '.[demo,triton]' $(OR_SAY)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.base pyproject.toml CMakeLists.txt $(NATIVE)
-	$(PIP) install $(PINS) --no-build-isolation --editable '.[test]'
+	$(PIP) install $(PINS) --no-build-isolation --editable '.[test]' $(OR_SAY)
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.dev: $(VENV)/.test
-	$(PIP) install $(PINS) --no-build-isolation --editable '.[dev]'
+	$(PIP) install $(PINS) --no-build-isolation --editable '.[dev]' $(OR_SAY)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test
-	$(PIP) install $(PINS) --no-build-isolation --editable '.[test,bench]'
+	$(PIP) install $(PINS) --no-build-isolation --editable '.[test,bench]' $(OR_SAY)
 	@touch $@
 
 # ---- what a user does ------------------------------------------------------------------------------------------
