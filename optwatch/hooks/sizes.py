@@ -18,10 +18,8 @@ from optwatch.optim.sharded import local
 SeriesValues = list[tuple[Series, float]]
 #: Gives the slot that each key of a parameter's state belongs to, where that is not the key itself.
 SlotNames = Callable[[torch.optim.Optimizer], Mapping[str, str]]
-_Glance = tuple[list[int], list[torch.dtype | None]]
+_Glance = tuple[list[int], list[int], list[torch.dtype | None]]
 _LAYOUT = operator.attrgetter("layout")
-#: Of so many parts of the parameters one is looked at in each step, whether its state lies where it did.
-SAMPLES = 8
 
 
 class Sizes:
@@ -33,9 +31,7 @@ class Sizes:
         self.gradients: SeriesValues = []
         self._name, self._slots = name, slots
         self._scalars: frozenset[Any] = frozenset()  # keys of numbers
-        self._held: list[int] = []
-        self._glances: list[_Glance | None] = []  # of each part
-        self._turn = 0
+        self._glanced: _Glance | None = None
         self._seen: list[tuple[int, int, int]] = []
 
     @property
@@ -62,46 +58,19 @@ class Sizes:
         return before != [series for series, _ in self.series]
 
     def _changed(self, optimizer: torch.optim.Optimizer) -> bool:
-        if self._looks_the_same(optimizer.state):
+        state = optimizer.state
+        if self._glanced is not None and _glance(state, self._scalars) == self._glanced:
             return False
-        self._remember(optimizer.state)
+        self._scalars = _scalar_keys(state)
+        self._glanced = _glance(state, self._scalars)
         seen = [
             (0, 0, t.nbytes)
             if key in self._scalars
             else (id(t), t.data_ptr() if t.layout == torch.strided else 0, t.nbytes)
-            for key, t in state_leaves(optimizer.state)
+            for key, t in state_leaves(state)
         ]
         changed, self._seen = seen != self._seen, seen
         return changed
-
-    def _looks_the_same(self, state: Mapping[Any, Any]) -> bool:
-        """Whether ``state`` holds the very tensors that it held, in a fraction of the time that looking closely takes.
-
-        Where they lie is asked of a part in each step: it takes longest, and if memory is exchanged beneath tensors it
-        is beneath all of them. Single numbers may be others in each step.
-        """
-        if not self._glances or None in self._glances:
-            return False
-        try:
-            held = _held(state, self._scalars)
-        except AttributeError:  # some of it is no dict any more
-            return False
-        if held != self._held:
-            return False
-        self._turn = (self._turn + 1) % SAMPLES
-        return (
-            _glance(list(state.values())[self._turn :: SAMPLES], self._scalars) == self._glances[self._turn]
-        )
-
-    def _remember(self, state: Mapping[Any, Any]) -> None:
-        kept = list(state.values())
-        self._held, self._glances, self._scalars = [], [], frozenset()
-        if all(isinstance(one, dict) for one in kept):
-            keys = {key for one in kept for key in one}
-            large = {key for one in kept for key, value in one.items() if not _is_scalar(value)}
-            self._scalars = frozenset(keys - large)
-            self._held = _held(state, self._scalars)
-            self._glances = [_glance(kept[turn::SAMPLES], self._scalars) for turn in range(SAMPLES)]
 
 
 def _is_scalar(value: object) -> bool:
@@ -109,25 +78,28 @@ def _is_scalar(value: object) -> bool:
     return isinstance(value, PLAIN) or (type(value) is torch.Tensor and value.numel() == 1)
 
 
-def _held(state: Mapping[Any, dict[Any, Any]], scalars: frozenset[Any]) -> list[int]:
-    """The identities of what the parameters' dicts hold under other keys than ``scalars``."""
-    return [id(value) for one in state.values() for key, value in one.items() if key not in scalars]
+def _scalar_keys(state: Mapping[Any, Any]) -> frozenset[Any]:
+    """The keys under which the parameters' dicts have nothing but numbers, which may be others in each step."""
+    entries = [entry for kept in state.values() if isinstance(kept, dict) for entry in kept.items()]
+    return frozenset(key for key, _ in entries) - {key for key, value in entries if not _is_scalar(value)}
 
 
-def _glance(kept: Sequence[dict[Any, Any]], scalars: frozenset[Any]) -> _Glance | None:
-    """Addresses of the tensors in some parameters' dicts, and types of the numbers under ``scalars``.
+def _glance(state: Mapping[Any, Any], scalars: frozenset[Any]) -> _Glance | None:
+    """Identities and addresses of the tensors in ``state``, and types of the numbers under the keys ``scalars``.
 
-    A tensor that becomes larger or of another type gets other memory. None where that does not tell: where something
-    besides plain strided tensors and numbers is kept.
+    It takes a fraction of the time of looking closely. A tensor that becomes larger or of another type gets other
+    memory. None where that does not tell: where something besides plain strided tensors and numbers is kept.
     """
-    tensors = [value for one in kept for key, value in one.items() if key not in scalars]
-    numbers = [value for one in kept for key, value in one.items() if key in scalars]
-    if not set(map(type, tensors)) <= {torch.Tensor} or set(map(_LAYOUT, tensors)) - {torch.strided}:
+    if not all(isinstance(kept, dict) for kept in state.values()):
+        return None
+    tensors = [value for kept in state.values() for key, value in kept.items() if key not in scalars]
+    numbers = [value for kept in state.values() for key, value in kept.items() if key in scalars]
+    if set(map(type, tensors)) - {torch.Tensor} or set(map(_LAYOUT, tensors)) - {torch.strided}:
         return None
     if not all(map(_is_scalar, numbers)):
         return None
     types = [value.dtype if isinstance(value, torch.Tensor) else None for value in numbers]
-    return list(map(torch.Tensor.data_ptr, tensors)), types
+    return list(map(id, tensors)), list(map(torch.Tensor.data_ptr, tensors)), types
 
 
 def state_series(optimizer: torch.optim.Optimizer, name: str, slots: SlotNames) -> SeriesValues:
