@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from optwatch.codecs import Kind
-from optwatch.hooks.adapters import Math, Stored
+from optwatch.hooks.adapters import Stored
 from optwatch.hooks.adapters.base import flat_like
 from optwatch.hooks.maths import scalars
-from optwatch.hooks.members import Member
+from optwatch.hooks.members import Stepped
 from optwatch.metrics.fields import SLOT_FIELDS, TENSOR_FIELDS
 from optwatch.optim.layout import flat_copy
 
@@ -23,28 +22,12 @@ from optwatch.optim.layout import flat_copy
 CHUNK, DEVICE_CHUNK = 1 << 15, 1 << 22
 
 
-@dataclass(frozen=True, eq=False)
-class Left:
-    """What the step of one parameter has left: gradient, weight and slots, and the rule that it took."""
-
-    member: Member
-    slots: list[Stored]  # in the order of the rows
-    math: Math | None  # whose slots are among them; None where the update does not follow from it
-    step: float  # its number, from 1
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """The places of the rule's slots among ours."""
-        names = [slot.name for slot in self.slots]
-        return () if self.math is None else tuple(names.index(slot.name) for slot in self.math.rule.slots)
-
-
-def chunk_sums(left: Left) -> list[list[Tensor]]:
+def chunk_sums(stepped: Stepped) -> list[list[Tensor]]:
     """The sums of each chunk of one parameter, in the order of a row's columns."""
-    member, slots, math, order = left.member, left.slots, left.math, left.order
+    member, slots, math, order = stepped.member, stepped.slots, stepped.math, stepped.order
     numbers: dict[str, float] = {}
     if math is not None:
-        row = scalars([math], [left.step])[0]
+        row = scalars([math], [stepped.step])[0]
         numbers = dict(zip(math.rule.scalars, row.tolist(), strict=True))
     weight = flat_like(member.param, member.param)
     if weight is None:

@@ -12,23 +12,25 @@ from torch import Tensor
 
 from optwatch.codecs import Kind
 from optwatch.hooks.adapters.base import flat_like
-from optwatch.hooks.chunks import Left
 from optwatch.hooks.maths import scalars
+from optwatch.hooks.members import Stepped
 from optwatch.kernels.cpu.state import StateSpec, can_sum, state_sums
 
 
-def compiled_rows(left: Sequence[Left], positions: Sequence[int], rows: NDArray[np.float64]) -> list[Left]:
+def compiled_rows(
+    stepped: Sequence[Stepped], positions: Sequence[int], rows: NDArray[np.float64]
+) -> list[Stepped]:
     """Write the rows of all that the library reads to their ``positions`` in ``rows``; returns the rest."""
     calls: dict[StateSpec, list[int]] = defaultdict(list)
-    weights = [flat_like(one.member.param, one.member.param) for one in left]
-    for i, (one, weight) in enumerate(zip(left, weights, strict=True)):
+    weights = [flat_like(one.member.param, one.member.param) for one in stepped]
+    for i, (one, weight) in enumerate(zip(stepped, weights, strict=True)):
         if weight is not None and (spec := _spec(one, weight)) is not None:
             calls[spec].append(i)
     done = set[int]()
     for spec, of in calls.items():
         if not can_sum(spec):
             continue
-        chosen = [left[i] for i in of]
+        chosen = [stepped[i] for i in of]
         maths = [one.math for one in chosen if one.math is not None]
         rows[[positions[i] for i in of]] = state_sums(
             spec,
@@ -38,10 +40,10 @@ def compiled_rows(left: Sequence[Left], positions: Sequence[int], rows: NDArray[
             scalars(maths, [one.step for one in chosen]) if maths else None,
         )
         done.update(of)
-    return [one for i, one in enumerate(left) if i not in done]
+    return [one for i, one in enumerate(stepped) if i not in done]
 
 
-def _spec(one: Left, weight: Tensor) -> StateSpec | None:
+def _spec(one: Stepped, weight: Tensor) -> StateSpec | None:
     """What the library would have to read; None if it cannot."""
     grad, codecs = one.member.grad, [slot.codec for slot in one.slots]
     arrays = [weight, grad, *(array for slot in one.slots for array in slot.arrays)]

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from optwatch.codecs import Kind
 from optwatch.hooks.adapters import Adapter, Math, Stored
-from optwatch.hooks.chunks import DEVICE_CHUNK, Left, chunk_sums, squares
+from optwatch.hooks.chunks import DEVICE_CHUNK, chunk_sums, squares
 from optwatch.hooks.compiled import compiled_rows
 from optwatch.hooks.maths import maths_of, step_of
-from optwatch.hooks.members import Member, gradients, members, parameters
+from optwatch.hooks.members import Member, Stepped, gradients, members, parameters
 from optwatch.kernels.cpu.sums import gradient_sums
 from optwatch.metrics.fields import CHEAP_FIELDS, maximum_columns, row_fields
 from optwatch.optim import PlanStats, StatsLayout, StepStats
@@ -168,10 +168,10 @@ class Foreign:
     ) -> None:
         """The full rows: by the compiled library what that can read, and the rest by partial sums of every chunk."""
         maths = maths_of(self.adapter, optimizer) if self.sampled else None
-        left = [self._left(member, layout, optimizer, maths) for member in stepped]
-        others = left
+        others = [self._stepped(member, layout, optimizer, maths) for member in stepped]
         if rows.device.type == "cpu":
-            others = compiled_rows(left, [self._positions[one.member.index] for one in left], rows.numpy())
+            positions = [self._positions[member.index] for member in stepped]
+            others = compiled_rows(others, positions, rows.numpy())
         if not others:
             return
         positions = [self._positions[one.member.index] for one in others]
@@ -184,13 +184,13 @@ class Foreign:
         rows[_index(positions, rows.device)] = torch.stack(folded)
         self._count_nonfinite(rows, positions, [one.member for one in others])
 
-    def _left(
+    def _stepped(
         self, member: Member, layout: StatsLayout, optimizer: torch.optim.Optimizer, maths: list[Math] | None
-    ) -> Left:
+    ) -> Stepped:
         slots = {slot.name: slot for slot in self.adapter.slots(optimizer, member.param, member.state)}
         step = step_of(member.state, 1.0)  # None where it lies on a device
         math = None if maths is None or step is None else maths[member.group]
-        return Left(member, [slots[name] for name in layout.slots], math, step or 1.0)
+        return Stepped(member, [slots[name] for name in layout.slots], math, step or 1.0)
 
 
 def _index(positions: Sequence[int], device: torch.device) -> Tensor:

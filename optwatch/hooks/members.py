@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from optwatch.hooks.adapters import Math, Stored
 from optwatch.optim import Optimizer
 from optwatch.optim.layout import flat_copy, memory_order
 from optwatch.optim.sharded import is_sharded, local, local_state
@@ -29,6 +30,22 @@ class Member:
     grad: Tensor  # flat
     state: Mapping[str, Any]
     group: int
+
+
+@dataclass(frozen=True, eq=False)
+class Stepped:
+    """A parameter after its step: gradient, weight and slots as that left them, and the rule that it took."""
+
+    member: Member
+    slots: list[Stored]  # in the order of the rows
+    math: Math | None  # whose slots are among them; None where the update does not follow from it
+    step: float  # its number, from 1
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The places of the rule's slots among ours."""
+        names = [slot.name for slot in self.slots]
+        return () if self.math is None else tuple(names.index(slot.name) for slot in self.math.rule.slots)
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> list[Parameter]:

@@ -22,8 +22,9 @@ from hooks import registries
 from hooks.boards import published
 from optwatch.hooks import foreign as foreign_module
 from optwatch.hooks.adapters import ADAPTERS, UNKNOWN, adapter_for
-from optwatch.hooks.chunks import CHUNK, Left, chunk_sums
+from optwatch.hooks.chunks import CHUNK, chunk_sums
 from optwatch.hooks.foreign import Foreign
+from optwatch.hooks.members import Stepped
 from optwatch.kernels.cpu import state, sums
 from optwatch.kernels.cpu.library import LibraryError
 from optwatch.metrics.fields import row_fields
@@ -164,9 +165,9 @@ def test_the_library_reads_what_is_kept_in_fp32_bf16_or_a_table(monkeypatch: pyt
     """Of these nothing is left for torch; of torchao's 4-bit state everything."""
     chunked: list[str] = []
 
-    def noted(left: Left) -> list[list[torch.Tensor]]:
-        chunked.extend(slot.format for slot in left.slots)
-        return chunk_sums(left)
+    def noted(stepped: Stepped) -> list[list[torch.Tensor]]:
+        chunked.extend(slot.format for slot in stepped.slots)
+        return chunk_sums(stepped)
 
     monkeypatch.setattr(foreign_module, "chunk_sums", noted)
     for name in READ:

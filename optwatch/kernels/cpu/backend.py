@@ -12,12 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from optwatch.codecs import Codec
-from optwatch.kernels.cpu.library import Library, LibraryError, library
+from optwatch.kernels.cpu.library import MAX_BUFFERS, MAX_SLOTS, Library, LibraryError, library
 from optwatch.kernels.plan import GRADIENT_SUMS, Combine, Keys, PlanSpec, PlanTensor, Scalars
 from optwatch.kernels.reference import concluded
-
-_MAX_BUFFERS = 4  # kMaxBuffers of tables.h
-_MAX_SLOTS = 4  # kMaxSlots of tables.h
 
 
 def _type_name(dtype: torch.dtype) -> str:
@@ -36,8 +33,8 @@ class CpuBackend:
         loaded = library()
         if isinstance(loaded, LibraryError):
             return str(loaded)
-        if len(spec.codecs) > _MAX_SLOTS:
-            return f"it has room for {_MAX_SLOTS} slots, the rule {spec.rule.name!r} has {len(spec.codecs)}"
+        if len(spec.codecs) > MAX_SLOTS:
+            return f"it has room for {MAX_SLOTS} slots, the rule {spec.rule.name!r} has {len(spec.codecs)}"
         needed = [("rule", spec.rule.name)]
         needed += [("codec", codec.name) for codec in (*spec.codecs, spec.weight)]
         needed += [("type", _type_name(dtype)) for dtype in (spec.param_dtype, spec.grad_dtype)]
@@ -71,7 +68,7 @@ class CpuPlan:
         numel = np.array([tensor.param.numel() for tensor in self.tensors], np.int64)
         params = np.array([_address(tensor.param, spec.param_dtype) for tensor in self.tensors], np.uint64)
         corrections = np.array([_correction(spec.weight, tensor) for tensor in self.tensors], np.uint64)
-        buffers = np.zeros((n, slots, _MAX_BUFFERS), np.uint64)
+        buffers = np.zeros((n, slots, MAX_BUFFERS), np.uint64)
         for i, tensor in enumerate(self.tensors):
             for s, (codec, slot) in enumerate(zip(spec.codecs, tensor.slots, strict=True)):
                 for b, buffer in enumerate(codec.buffers):

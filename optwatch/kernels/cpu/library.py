@@ -16,6 +16,8 @@ ABI = 5
 ISA_VARIABLE = "OPTWATCH_CPU_ISA"
 
 NAME = "liboptwatch_cpu.so"
+#: kMaxSlots and kMaxBuffers of tables.h.
+MAX_SLOTS, MAX_BUFFERS = 4, 4
 
 
 def _find() -> Path:

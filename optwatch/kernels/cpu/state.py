@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from optwatch.kernels.cpu.library import Library, library
+from optwatch.kernels.cpu.library import MAX_BUFFERS, MAX_SLOTS, Library, library
+from optwatch.kernels.cpu.sums import TYPES
 from optwatch.kernels.plan import Scalars
 from optwatch.metrics.fields import row_length
 from optwatch.rules import Rule
 
-_MAX_SLOTS, _MAX_BUFFERS = 4, 4  # kMaxSlots and kMaxBuffers of tables.h
-#: The library's name for parameters and gradients of these types, as codec and as type.
-_TYPES = {torch.float32: ("fp32", b"float32"), torch.bfloat16: ("bf16", b"bfloat16")}
+#: How the library calls the codecs of weights that are kept as they are.
+_WEIGHTS = {torch.float32: b"fp32", torch.bfloat16: b"bf16"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ def can_sum(spec: StateSpec) -> bool:
     loaded = library()
     return (
         isinstance(loaded, Library)
-        and len(spec.codecs) <= _MAX_SLOTS
-        and {spec.param_dtype, spec.grad_dtype} <= _TYPES.keys()
+        and len(spec.codecs) <= MAX_SLOTS
+        and {spec.param_dtype, spec.grad_dtype} <= TYPES.keys()
         and all(loaded.has("codec", name) for name in spec.codecs)
         and (spec.rule is None or loaded.has("rule", spec.rule.name))
     )
@@ -62,7 +62,7 @@ def state_sums(
     loaded = library()
     assert isinstance(loaded, Library)
     n, count = len(params), len(spec.codecs)
-    buffers = np.zeros((n, count, _MAX_BUFFERS), np.uint64)
+    buffers = np.zeros((n, count, MAX_BUFFERS), np.uint64)
     for i, of_tensor in enumerate(slots):
         for s, arrays in enumerate(of_tensor):
             buffers[i, s, : len(arrays)] = [array.data_ptr() for array in arrays]
@@ -78,8 +78,8 @@ def state_sums(
         count,
         second.ctypes.data,
         (ctypes.c_char_p * count)(*(name.encode() for name in spec.codecs)),
-        _TYPES[spec.param_dtype][0].encode(),
-        _TYPES[spec.grad_dtype][1],
+        _WEIGHTS[spec.param_dtype],
+        TYPES[spec.grad_dtype],
         n,
         numel.ctypes.data,
         at[0].ctypes.data,
