@@ -205,12 +205,26 @@ def by_wandb(scene: Training | Stepping, every: int) -> Iterator[None]:
                 run.unwatch(scene.model)
 
 
+#: The remainder by `BLOCK` of the steps in which more is looked at.
+SAMPLED = {"optwatch": 1, "composer": 0, "wandb": 0}
 WATCHERS = {"optwatch": by_optwatch, "composer": by_composers_arithmetic, "wandb": by_wandb}
 
 
-def is_sampled(by: str, step: int) -> bool:
-    """Whether a step, from 1, is one of every `BLOCK` in which more is looked at: ours begin with the first."""
-    return step % BLOCK == (1 if by == "optwatch" else 0)
+def counts_itself(optimizer: torch.optim.Optimizer) -> int:
+    """The steps that one of ours has taken, by which it chooses those with full statistics; 0 for all others."""
+    own = isinstance(optimizer, optwatch.optim.Optimizer)
+    return int(next(iter(optimizer.state.values()))["step"]) if own else 0
+
+
+def is_sampled(scene: Training | Stepping, by: str, step: int) -> bool:
+    """Whether the newest step, from 1, was one of every `BLOCK` in which more is looked at."""
+    return (counts_itself(scene.optimizer) or step) % BLOCK == SAMPLED[by]
+
+
+def steps_until(scene: Training | Stepping, by: str, kind: str) -> int:
+    """How many watched steps there have to be for the last one to be of this kind, and not the first."""
+    remainder = SAMPLED[by] + (5 if kind == "usual" else 0)
+    return (remainder - counts_itself(scene.optimizer)) % BLOCK + BLOCK
 
 
 # --- one process ----------------------------------------------------------------------------------------------------
@@ -259,7 +273,7 @@ def block(
             scene.step()
             whole = time.perf_counter() - started
             if step > 1:
-                kind = "plain" if by is None else "sampled" if is_sampled(by, step) else "usual"
+                kind = "plain" if by is None else "sampled" if is_sampled(scene, by, step) else "usual"
                 into[kind].append([*clock.times(), whole])
     clock.stop()
 
@@ -277,8 +291,8 @@ def sample(case: Case, sizes: Sizes, process: int) -> dict[str, Any]:
     # Afterwards, since a compiled step is then not compiled any more.
     torch.compiler.set_stance("force_eager")
     counts = {} if case.of == "optimizer" else {
-        kind: counted(scene, lambda: WATCHERS[case.by](scene, BLOCK), step)
-        for kind, step in (("usual", 5), ("sampled", BLOCK + (case.by == "optwatch")))
+        kind: counted(scene, lambda: WATCHERS[case.by](scene, BLOCK), steps_until(scene, case.by, kind))
+        for kind in ("usual", "sampled")
     }  # fmt: skip
     return {
         "threads": torch.get_num_threads(),

@@ -56,6 +56,23 @@ def test_every_case_takes_its_samples(case: Case) -> None:
         assert counts["sampled"]["reads"] > 9 * 76
 
 
+def test_sampled_steps_are_those_with_full_statistics() -> None:
+    """Of ours, too, which go by the optimizer's count and not by the turn's: with it the kernel says so itself."""
+    (case,) = (case for case in CASES if case.name == "own-step")
+    scene = watch_cases.Stepping(case.optimizer, watch_cases.QUICK)
+    heard: list[tuple[bool, bool]] = []
+    with watch_cases.by_optwatch(scene, BLOCK):
+        end = scene.optimizer.subscribe(lambda stats: heard.append((stats.full, False)), every=10**9)
+        for step in range(1, 3 * BLOCK):
+            scene.step()
+            heard[-1] = heard[-1][0], watch_cases.is_sampled(scene, "optwatch", step)
+        end()
+    scene.step()
+    assert all(full == said for full, said in heard)
+    assert sum(full for full, _ in heard) == 3
+    assert (watch_cases.steps_until(scene, "optwatch", "sampled") + 3 * BLOCK) % BLOCK == 1
+
+
 def test_a_figure_weighs_steps_as_a_user_has_them() -> None:
     """One sampled step in so many; of others the hooks alone, of ours the step, too, of W&B all."""
     times = {
