@@ -40,10 +40,17 @@ def keys(
     Of pieces of tensors that begin at the elements ``first``, which are even: element 0 of a piece then has the number
     of element ``first`` of the whole. Beyond 2**33 elements that holds up to the next multiple of so many.
     """
-    rows = _mix(streams(seeds, parameters, slots) + steps.astype(np.uint64)[:, np.newaxis])
-    made = rows.view(np.uint32).reshape(len(parameters), slots, 2)
-    if first is not None and first.any():
-        made[:, :, 0] += offsets(first)[:, np.newaxis]
+    return keys_at(streams(seeds, parameters, slots), steps, None if first is None else added_to(first))
+
+
+def keys_at(
+    fixed: NDArray[np.uint64], steps: float | NDArray[np.float64], added: NDArray[np.uint32] | None
+) -> NDArray[np.uint32]:
+    """:func:`keys` from :func:`streams` and :func:`added_to`, at one step of all tensors or at each one's."""
+    at = np.uint64(steps) if isinstance(steps, float) else steps.astype(np.uint64)[:, np.newaxis]
+    made = _mix(fixed + at).view(np.uint32).reshape(*fixed.shape, 2)
+    if added is not None:
+        made[:, :, 0] += added[:, np.newaxis]
     return made
 
 
@@ -52,6 +59,11 @@ def streams(seeds: NDArray[np.uint64], parameters: NDArray[np.uint64], slots: in
     tensors = _mix(_mix(seeds) + parameters)
     number: NDArray[np.uint64] = np.arange(slots, dtype=np.uint64)
     return _mix(tensors[:, np.newaxis] + number)
+
+
+def added_to(first: NDArray[np.uint64]) -> NDArray[np.uint32] | None:
+    """:func:`offsets`, None where every piece begins at element 0, as almost always."""
+    return offsets(first) if first.any() else None
 
 
 def offsets(first: NDArray[np.uint64]) -> NDArray[np.uint32]:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from optwatch.kernels import PlanSpec, PlanTensor, choose_backend
 from optwatch.kernels.plan import Combine, DeferringPlan, Keys, Scalars
-from optwatch.kernels.random import keys
 from optwatch.metrics.fields import TENSOR_FIELDS
 from optwatch.optim.gate import Deferred, Verdict
+from optwatch.optim.inputs import Counts, Inputs
 from optwatch.optim.layout import flat, flat_copy, memory_order
 from optwatch.optim.sharded import Shards, local, local_gradient, origin
 from optwatch.optim.slots import buffer_key, flat_buffers, lay_out, shaped_like_parameter
@@ -77,7 +77,6 @@ class Binding:
         chosen = choose_backend(spec, device, backend)
         tensors = [self._tensor(i, state) for i, state in enumerate(states)]
         self._plan = chosen.bind(spec, tensors, self._combine() if spec.rule.norms else None)
-        self._no_keys = np.zeros((len(params), len(spec.codecs) + 1, 2), np.uint32)
         self.layout = StatsLayout(
             indices=tuple(indices),
             numel=tuple(p.numel() for p in params),
@@ -95,10 +94,8 @@ class Binding:
 
     def _share_steps(self, states: Sequence[State]) -> None:
         """Make every ``state["step"]`` a view of one vector, so that counting costs one operation."""
-        steps = torch.tensor([float(state["step"]) for state in states], dtype=torch.float32)
-        for i, state in enumerate(states):
-            state["step"] = steps[i]
-        self._steps: NDArray[np.float32] = steps.numpy()
+        self._counts = Counts(states)
+        self._inputs = Inputs(self.spec, self._counts, self._group_of, self._indices, self._first)
 
     def _tensor(self, i: int, state: State) -> PlanTensor:
         """Tensor ``i`` with its state, flat. State in another memory order than its parameter is laid out anew."""
@@ -168,18 +165,14 @@ class Binding:
         if isinstance(verdict, Verdict) and verdict.skip:
             rows = verdict.sums.new_zeros(len(grads), self.spec.columns)
             return PlanStats(self.layout, with_gradients(rows, verdict))
-        if aside:
-            pass
-        elif missing:
-            self._steps[np.logical_not(absent)] += 1
-        else:
-            self._steps += 1
+        if not aside:
+            self._counts.add(absent if missing else None)
         self._copy_in()
-        prepare = functools.partial(self._prepare, groups, options, aside)
         if isinstance(verdict, Deferred):
+            prepare = functools.partial(self._inputs.make, groups, options, aside)
             rows = self._run_decided(prepare, grads, full, verdict, not aside)
         else:
-            scalars, numbers = prepare(0)
+            scalars, numbers = self._inputs.make(groups, options, aside)
             if verdict is not None:
                 scalars[:, 0] *= verdict.factor
             rows = self._plan.run(grads, scalars, numbers, full, verdict is not None and verdict.zero)
@@ -195,25 +188,6 @@ class Binding:
         """And back again."""
         for i, copy in self._copies.items():
             self.params[i].copy_(copy.view(self.params[i].shape))
-
-    def _prepare(
-        self, groups: Sequence[Mapping[str, Any]], options: Sequence[str], aside: Mapping[str, float], fewer: int
-    ) -> tuple[Scalars, Keys]:  # fmt: skip
-        """Scalars and keys of a step; of one that was counted ``fewer`` times less."""
-        steps = np.maximum(self._steps.astype(np.float64) - fewer, 0)
-        values = {
-            name: np.array([_plain(group[name]) for group in groups], np.float64)[self._group_of]
-            for name in options
-        }  # fmt: skip
-        values |= {name: np.full(len(steps), value) for name, value in aside.items()}
-        scalars = self.spec.rule.prepare(values, np.maximum(steps, 1))
-        numbers = self._no_keys
-        if self.spec.stochastic:
-            seeds = np.array([group["seed"] % 2**64 for group in groups], np.uint64)[self._group_of]
-            numbers = keys(
-                ~seeds if aside else seeds, self._indices, len(self.spec.codecs) + 1, steps, self._first
-            )
-        return scalars, numbers
 
     def _run_decided(
         self, prepare: Callable[[int], tuple[Scalars, Keys]], grads: Sequence[Tensor | None], full: bool,
@@ -236,7 +210,7 @@ class Binding:
     def uncount(self, stepped: NDArray[np.bool_]) -> None:
         """Take back the count of a step, of the tensors that had a gradient: the device has skipped it."""
         assert isinstance(self._plan, DeferringPlan)
-        self._steps -= stepped
+        self._counts.take_back(stepped)
         self._plan.uncount(stepped)
 
     def sum_gradients(self, grads: Sequence[Tensor | None]) -> Tensor:
@@ -276,10 +250,3 @@ def with_gradients(rows: Tensor, verdict: Verdict | Deferred) -> Tensor:
     rows[:, _NONFINITE] = verdict.sums[:, 1]
     rows[:, _MOMENT_GRAD] *= unscale
     return rows
-
-
-def _plain(option: Any) -> Any:
-    """An option without a tensor's shape, since torch.optim takes a rate of one element in any."""
-    if isinstance(option, tuple) and isinstance(option[0], Tensor):
-        return tuple(map(_plain, option))
-    return option.item() if isinstance(option, Tensor) else option

@@ -39,7 +39,8 @@ class Gate:
     @property
     def closed(self) -> bool:
         """Whether steps go through it: nothing is asked for otherwise."""
-        return any(value is not None for value in (self.max_norm, self.mode, self.scale, self.found_inf))
+        asked = self.max_norm is not None or self.mode is not None
+        return asked or self.scale is not None or self.found_inf is not None
 
     def decide(self, sums: Sequence[Tensor]) -> Tensor:
         """``DECISION`` of :mod:`optwatch.kernels.plan` from the ``GRADIENT_SUMS`` of every plan; nothing waits.

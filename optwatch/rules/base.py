@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,13 +14,42 @@ from torch import Tensor
 
 from optwatch.codecs.base import Kind
 
-#: Numbers of several tensors at once: an array of numpy's on the host, or a tensor where the device computes them.
+#: A float of one tensor, or the numbers of several at once: an array of numpy's on the host, or a tensor where the
+#: device computes them.
 Numbers: TypeAlias = Any
 
 
+class Floats:
+    """The functions of numpy and torch that rules use, of floats: a step has too little to compute for arrays."""
+
+    sqrt, exp = math.sqrt, math.exp
+
+    @staticmethod
+    def where(condition: bool, one: float, other: float) -> float:
+        """``one`` where the condition holds."""
+        return one if condition else other
+
+    @staticmethod
+    def log(x: float) -> float:
+        """The natural logarithm; -inf of 0."""
+        return math.log(x) if x else -math.inf
+
+    @staticmethod
+    def reciprocal(x: float) -> float:
+        """1 / x; infinite for 0."""
+        return 1 / x if x else math.copysign(math.inf, x)
+
+
 def library(values: Numbers) -> Any:
-    """What computes with ``values``: numpy or torch, which have ``sqrt``, ``where``, ``exp`` and ``log`` in common."""
+    """What computes with ``values``: :class:`Floats`, numpy or torch."""
+    if isinstance(values, float):
+        return Floats
     return torch if isinstance(values, Tensor) else np
+
+
+def parts(option: Numbers) -> Sequence[Numbers]:
+    """The parts of an option that is a tuple."""
+    return option if isinstance(option, tuple) else option.T
 
 
 @dataclass(frozen=True)
@@ -58,11 +88,12 @@ class Rule(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
-        """The scalars of ``n`` tensors as fp32 ``[n, len(scalars)]``.
+        """The scalars of a tensor in their order, or of ``n`` tensors as fp32 ``[n, len(scalars)]``.
 
-        ``options`` holds each hyperparameter of the parameter groups and ``step`` the number of this step, from 1,
-        as float64 ``[n]``, or ``[n, k]`` for a tuple of k. Everything that needs float64 is done here. All are arrays
-        of numpy's, or all are tensors on one device, where nothing here may wait for it: see :func:`library`.
+        ``options`` holds each hyperparameter of the parameter groups and ``step`` the number of this step, from 1.
+        Everything that needs float64 is done here. All are floats, and :func:`parts` gives those of a tuple; or all are
+        float64 ``[n]``, and ``[n, k]`` for a tuple of k: arrays of numpy's, or tensors on one device, where nothing
+        here may wait for it. :func:`library` has the functions for each.
         """
 
     @abc.abstractmethod
@@ -101,18 +132,15 @@ class Rule(abc.ABC):
         return {}
 
     def columns(self, step: Numbers, **values: Numbers) -> Numbers:
-        """The scalars of the tensors at these steps from their names: single numbers or ``[n]``."""
-        packed = self.empty(step)
+        """What :meth:`prepare` returns at this step, or these, from the scalars' names: single numbers or ``[n]``."""
+        if isinstance(step, float):
+            return [values[name] for name in self.scalars]
+        shape = len(step), len(self.scalars)
+        on_device = isinstance(step, Tensor)
+        packed = step.new_empty(shape, dtype=torch.float32) if on_device else np.empty(shape, np.float32)
         for column, name in enumerate(self.scalars):
             packed[:, column] = values[name]
         return packed
-
-    def empty(self, step: Numbers) -> Numbers:
-        """Room for the scalars of the tensors at these steps."""
-        shape = len(step), len(self.scalars)
-        if isinstance(step, Tensor):
-            return step.new_empty(shape, dtype=torch.float32)
-        return np.empty(shape, np.float32)
 
 
 class DecoupledDecay(Rule):

@@ -48,3 +48,17 @@ def test_keys() -> None:
                 fixed, torch.from_numpy(offsets(begin).view(np.int32)), torch.from_numpy(steps)
             )
             assert np.array_equal(there.numpy(), keys(seeds, parameters, 3, steps, begin))
+
+
+@pytest.mark.parametrize("ends", range(len(ENDS)))
+@pytest.mark.parametrize("rule", RULES)
+def test_scalars_of_floats(rule: str, ends: int) -> None:
+    """Those that a step gets on the host, against the arrays': the same, but for the last bit of a power or a root."""
+    options = OPTIONS | OWN_OPTIONS.get(rule, {}) | (ASIDE.get(rule, {}) if ends == 1 else {})
+    options |= {name: np.array([value]) for name, value in ENDS[ends].items() if name in options}
+    values = {name: np.repeat(value, len(STEPS), axis=0) for name, value in options.items()}
+    numbers = {name: tuple(v[0].tolist()) if v.ndim == 2 else float(v[0]) for name, v in options.items()}
+    one_by_one = np.array([RULES[rule].prepare(numbers, step) for step in STEPS.tolist()], np.float32)
+    at_once = RULES[rule].prepare(values, STEPS)
+    np.testing.assert_array_max_ulp(one_by_one, at_once, maxulp=1)
+    assert (one_by_one != at_once).mean() < 1e-4

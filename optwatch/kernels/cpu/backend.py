@@ -89,7 +89,11 @@ class CpuPlan:
         )
         weakref.finalize(self, loaded.c.optwatch_cpu_free, self._handle)
         self._run = loaded.c.optwatch_cpu_run
-        self._shapes = (n, len(spec.rule.scalars)), (n, slots + 1, 2)
+        # What a step hands over is copied to where it is read: asking numpy for an address takes longer.
+        self._grads = np.zeros(n, np.uint64)
+        self._scalars = np.zeros((n, len(spec.rule.scalars)), np.float32)
+        self._keys = np.zeros((n, slots + 1, 2), np.uint32)
+        self._inputs = tuple(array.ctypes.data for array in (self._grads, self._scalars, self._keys))
         self._rows = [torch.zeros(n, spec.columns, dtype=torch.float64) for _ in range(2)]
         self._addresses = [rows.data_ptr() for rows in self._rows]
         self._turn = 0
@@ -97,9 +101,9 @@ class CpuPlan:
     def sum_gradients(self, grads: Sequence[Tensor | None]) -> Tensor:
         """See :class:`optwatch.kernels.plan.BoundPlan`."""
         rows = torch.empty(len(self.tensors), len(GRADIENT_SUMS), dtype=torch.float64)
-        addresses = _addresses(grads)
+        self._grads[:] = _addresses(grads)
         self._library.c.optwatch_cpu_run_gradients(
-            self._handle, addresses.ctypes.data, torch.get_num_threads(), rows.data_ptr()
+            self._handle, self._inputs[0], torch.get_num_threads(), rows.data_ptr()
         )
         return rows
 
@@ -109,41 +113,28 @@ class CpuPlan:
         """See :class:`optwatch.kernels.plan.BoundPlan`."""
         if (
             len(grads) != len(self.tensors)
-            or scalars.shape != self._shapes[0]
-            or keys.shape != self._shapes[1]
+            or scalars.shape != self._scalars.shape
+            or keys.shape != self._keys.shape
         ):
             raise ValueError(
-                f"expected {len(self.tensors)} gradients, scalars {self._shapes[0]} and keys {self._shapes[1]}, "
+                f"expected {len(self.tensors)} gradients, scalars {self._scalars.shape} and keys {self._keys.shape}, "
                 f"got {len(grads)}, {scalars.shape} and {keys.shape}"
             )
-        addresses = _addresses(grads)
-        scalars = np.ascontiguousarray(scalars, np.float32)
-        keys = np.ascontiguousarray(keys, np.uint32)
+        self._grads[:] = _addresses(grads)
+        self._scalars[:] = scalars
+        self._keys[:] = keys
+        threads = torch.get_num_threads()
         if self.spec.rule.norms:
-            scalars = concluded(self.spec.rule, scalars, self._sum_norms(addresses, scalars, zero))
+            self._scalars[:] = concluded(self.spec.rule, self._scalars, self._sum_norms(zero, threads))
         self._turn ^= 1
-        self._run(
-            self._handle,
-            addresses.ctypes.data,
-            scalars.ctypes.data,
-            keys.ctypes.data,
-            full,
-            zero,
-            torch.get_num_threads(),
-            self._addresses[self._turn],
-        )
+        self._run(self._handle, *self._inputs, full, zero, threads, self._addresses[self._turn])
         return self._rows[self._turn]
 
-    def _sum_norms(self, addresses: NDArray[np.uint64], scalars: Scalars, zero: bool) -> Tensor:
+    def _sum_norms(self, zero: bool, threads: int) -> Tensor:
         """The sums of squares of what the rule takes norms of, ``[n, norms]``."""
         sums = torch.empty(len(self.tensors), len(self.spec.rule.norms), dtype=torch.float64)
         self._library.c.optwatch_cpu_run_norms(
-            self._handle,
-            addresses.ctypes.data,
-            scalars.ctypes.data,
-            zero,
-            torch.get_num_threads(),
-            sums.data_ptr(),
+            self._handle, *self._inputs[:2], zero, threads, sums.data_ptr()
         )
         return sums if self._combine is None else self._combine(sums)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import CoupledDecay, Numbers, Slot, library
+from optwatch.rules.base import CoupledDecay, Numbers, Slot, library, parts
 
 
 class Adam(CoupledDecay):
@@ -28,7 +28,7 @@ class Adam(CoupledDecay):
 
     def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """Bias corrections in float64."""
-        beta1, beta2 = options["betas"].T
+        beta1, beta2 = parts(options["betas"])
         return self.columns(
             step,
             grad_scale=1 - 2 * options["maximize"],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import DecoupledDecay, Numbers, Slot, library
+from optwatch.rules.base import DecoupledDecay, Numbers, Slot, library, parts
 
 
 class AdamW(DecoupledDecay):
@@ -28,17 +28,18 @@ class AdamW(DecoupledDecay):
 
     def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """Bias corrections in float64: 1 - beta2**step loses three digits in fp32 at the first step."""
-        beta1, beta2 = options["betas"].T
-        scalars = self.empty(step)
-        scalars[:, 0] = 1 - 2 * options["maximize"]
-        scalars[:, 1] = 1 - beta1
-        scalars[:, 2] = beta2
-        scalars[:, 3] = 1 - beta2
-        scalars[:, 4] = options["eps"]
-        scalars[:, 5] = options["lr"] / (1 - beta1**step)
-        scalars[:, 6] = 1 / library(step).sqrt(1 - beta2**step)
-        scalars[:, 7] = 1 - options["lr"] * options["weight_decay"]
-        return scalars
+        beta1, beta2 = parts(options["betas"])
+        return self.columns(
+            step,
+            grad_scale=1 - 2 * options["maximize"],
+            one_minus_beta1=1 - beta1,
+            beta2=beta2,
+            one_minus_beta2=1 - beta2,
+            eps=options["eps"],
+            step_size=options["lr"] / (1 - beta1**step),
+            inv_sqrt_bc2=1 / library(step).sqrt(1 - beta2**step),
+            decay=1 - options["lr"] * options["weight_decay"],
+        )
 
     def step(
         self, state: Sequence[Tensor], grad: Tensor, weight: Tensor, h: Mapping[str, float]

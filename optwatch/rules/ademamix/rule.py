@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import DecoupledDecay, Numbers, Slot, library
+from optwatch.rules.base import DecoupledDecay, Numbers, Slot, library, parts
 
 
 class AdEMAMix(DecoupledDecay):
@@ -38,7 +38,7 @@ class AdEMAMix(DecoupledDecay):
 
     def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """A warm-up of NaN steps (None) is none."""
-        beta1, beta2, beta3 = options["betas"].T
+        beta1, beta2, beta3 = parts(options["betas"])
         lr = options["lr"]
         alpha = options["alpha"] * _ramp(step, options["alpha_warmup"])
         return self.columns(
@@ -89,4 +89,4 @@ def slow_beta(beta1: Numbers, beta3: Numbers, ramp: Numbers) -> Numbers:
     maths = library(ramp)
     with np.errstate(divide="ignore"):
         slowness = (1 - ramp) / maths.log(beta1) + ramp / maths.log(beta3)
-        return maths.where(ramp < 1, maths.exp(1 / slowness), beta3)
+        return maths.where(ramp < 1, maths.exp(maths.reciprocal(slowness)), beta3)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from optwatch.rules.adamw.rule import AdamW
-from optwatch.rules.base import Numbers, library
+from optwatch.rules.base import Numbers, library, parts
 
 
 class LAMB(AdamW):
@@ -34,7 +34,7 @@ class LAMB(AdamW):
 
     def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """The step size and the decay are those of the ratio 1."""
-        beta1, beta2 = options["betas"].T
+        beta1, beta2 = parts(options["betas"])
         maths, corrects = library(step), options["bias_correction"] != 0
         inv_bc1 = maths.where(corrects, 1 / (1 - beta1**step), 1.0)
         return self.columns(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import DecoupledDecay, Numbers, Slot, library
+from optwatch.rules.base import DecoupledDecay, Numbers, Slot, library, parts
 
 
 class Lion(DecoupledDecay):
@@ -28,7 +28,7 @@ class Lion(DecoupledDecay):
 
     def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """Nothing depends on the step."""
-        beta1, beta2 = options["betas"].T
+        beta1, beta2 = parts(options["betas"])
         share = beta1 / library(step).where(beta2 > 0, beta2, math.inf)  # 0 where there is none
         return self.columns(
             step,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from optwatch.codecs.base import Kind
-from optwatch.rules.base import DecoupledDecay, Numbers, Slot, library
+from optwatch.rules.base import DecoupledDecay, Numbers, Slot, library, parts
 
 
 class SophiaG(DecoupledDecay):
@@ -32,7 +32,7 @@ class SophiaG(DecoupledDecay):
 
     def prepare(self, options: Mapping[str, Numbers], step: Numbers) -> Numbers:
         """The scalars of a step, or those of a fold."""
-        beta1, beta2 = options["betas"].T
+        beta1, beta2 = parts(options["betas"])
         fold = "fold" in options
         return self.columns(
             step,
