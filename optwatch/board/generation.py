@@ -7,6 +7,7 @@ import secrets
 import struct
 import time
 import zlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,8 +63,8 @@ class RecordBuffer:
         self._kinds = memoryview(self.buffer)[RECORD.size : RECORD.size + len(schema.tables)]
         self._padded = kinds_bytes(schema)
         values = np.frombuffer(self.buffer, dtype=np.float64, offset=values_offset(schema))
-        self._gauges = values[: len(schema.gauges)]
         start = len(schema.gauges)
+        self._gauges = values[:start].data
         self._full_rows: list[Values] = []
         self._cheap_rows: list[Values] = []
         for table in schema.tables:
@@ -75,13 +76,13 @@ class RecordBuffer:
                 self._full_rows.append(place.reshape(rows, table.width))
             start += cells
 
-    def fill(self, gauges: Values, tables: Sequence[Values | None]) -> None:
+    def fill(self, gauges: Sequence[float] | Values, tables: Sequence[Values | None]) -> None:
         """Copy a step's values in. Raises ValueError if a shape is not the schema's."""
         if len(tables) != len(self._kinds):
             raise ValueError(f"{len(tables)} tables given, the schema has {len(self._kinds)}")
-        if gauges.shape != self._gauges.shape:
-            raise ValueError(f"{gauges.shape} gauges given, the schema has {self._gauges.shape}")
-        self._gauges[:] = gauges
+        if len(gauges) != len(self._gauges):
+            raise ValueError(f"{len(gauges)} gauges given, the schema has {len(self._gauges)}")
+        self._gauges[:] = array("d", gauges)
         for index, rows in enumerate(tables):
             if rows is None:
                 self._kinds[index] = TableKind.ABSENT
@@ -115,7 +116,7 @@ class Generation:
         self._live = bytearray(self._layout.live_bytes)
         self._live_body = memoryview(self._live)[_CRC.size :]
         cells = np.frombuffer(self._live, dtype=np.float64, offset=LIVE.size, count=live_values(schema))
-        self._counters = cells[: len(schema.counters)]
+        self._counters = cells[: len(schema.counters)].data
         self._histograms: list[Values] = []
         start = len(schema.counters)
         for histogram in schema.histograms:
@@ -158,23 +159,23 @@ class Generation:
                 f"{path}: {self._layout.total_bytes} bytes could not be reserved: {error.strerror}"
             ) from error
 
-    def accumulate(self, counters: Values, histograms: Sequence[HistogramValues]) -> None:
+    def accumulate(self, counters: Sequence[float] | Values, histograms: Sequence[HistogramValues]) -> None:
         """Take the cumulative values. Raises ValueError if a shape is not the schema's."""
-        if counters.shape != self._counters.shape or len(histograms) != len(self._histograms):
+        if len(counters) != len(self._counters) or len(histograms) != len(self._histograms):
             raise ValueError(
-                f"{counters.shape} counters and {len(histograms)} histograms given, "
-                f"the schema has {self._counters.shape} and {len(self._histograms)}"
+                f"{len(counters)} counters and {len(histograms)} histograms given, "
+                f"the schema has {len(self._counters)} and {len(self._histograms)}"
             )
-        self._counters[:] = counters
+        self._counters[:] = array("d", counters)
         for place, (counts, total) in zip(self._histograms, histograms, strict=True):
             place[:-1] = counts
             place[-1] = total
 
     def inherit(self, old: Generation) -> None:
         """Take over the cumulative values of the series that both generations have."""
-        counters = dict(zip((s.key for s in old.schema.counters), old._counters, strict=True))
-        for index, series in enumerate(self.schema.counters):
-            self._counters[index] = counters.get(series.key, 0.0)
+        totals = map(float, old._counters)
+        counters = dict(zip((s.key for s in old.schema.counters), totals, strict=True))
+        self._counters[:] = array("d", [counters.get(series.key, 0.0) for series in self.schema.counters])
         kept = dict(zip(((h.key, h.bounds) for h in old.schema.histograms), old._histograms, strict=True))
         for histogram, place in zip(self.schema.histograms, self._histograms, strict=True):
             place[:] = kept.get((histogram.key, histogram.bounds), 0.0)

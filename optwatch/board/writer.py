@@ -70,9 +70,9 @@ class BoardWriter:
         self,
         step: int,
         time_s: float,
-        gauges: Values,
+        gauges: Sequence[float] | Values,
         tables: Sequence[Values | None],
-        counters: Values,
+        counters: Sequence[float] | Values,
         histograms: Sequence[HistogramValues] = (),
     ) -> bool:
         """Append one record and renew the live header; returns False if it could not be written.
@@ -80,9 +80,9 @@ class BoardWriter:
         Args:
             step: number of the step.
             time_s: Unix time at which it ended.
-            gauges: float64 ``[len(schema.gauges)]``, NaN = absent.
+            gauges: numbers ``[len(schema.gauges)]``, NaN = absent.
             tables: per table None, float64 ``[tensors, 3]`` (the cheap fields) or float64 ``[tensors, width]``.
-            counters: float64 ``[len(schema.counters)]``, cumulative.
+            counters: numbers ``[len(schema.counters)]``, cumulative.
             histograms: per histogram its counts ``[bounds + 1]`` since the start (buckets not including each
                 other, see `Histogram`) and the sum of the observed values.
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from optwatch.board import Histogram, Series, Table
+from optwatch.hooks.figures import NONE, Figures, figures, labelled
 
 #: Metric -> key of ``torch.cuda.memory_stats``. Peaks are torch's own and never reset here.
 GAUGES = {
@@ -31,6 +32,7 @@ class Allocator:
         self._devices: dict[str, torch.device] = {}
         self._stats: dict[str, Mapping[str, int]] = {}
         self._pinned: float | None = None
+        self._gauges = self._counters = NONE
         self.add(parameters)
 
     def add(self, parameters: Iterable[torch.Tensor]) -> None:
@@ -47,20 +49,22 @@ class Allocator:
         before = self._failures()
         self._stats = {uuid: torch.cuda.memory_stats(device) for uuid, device in self._devices.items()}
         self._pinned = pinned_bytes() if self._devices else None
+        pinned = [] if self._pinned is None else [(labelled("optwatch.pinned_memory"), self._pinned)]
+        self._gauges = _renewed(self._gauges, [*self._values(GAUGES), *pinned])
+        self._counters = _renewed(self._counters, self._values(COUNTERS))
         return sum(count - before[uuid] for uuid, count in self._failures().items() if uuid in before)
 
-    def gauges(self) -> Sequence[tuple[Series, float]]:
+    def gauges(self) -> Figures:
         """Bytes, by device, and those of pinned host memory."""
-        pinned = [] if self._pinned is None else [self._pinned]
-        return [*self._values(GAUGES), *((Series("optwatch.pinned_memory"), number) for number in pinned)]
+        return self._gauges
 
-    def counters(self) -> Sequence[tuple[Series, float]]:
+    def counters(self) -> Figures:
         """Retries after flushing the cache, and failures, by device."""
-        return self._values(COUNTERS)
+        return self._counters
 
     def histograms(self) -> Sequence[tuple[Series, Histogram]]:
         """None."""
-        return []
+        return ()
 
     def infos(self) -> Sequence[Series]:
         """None."""
@@ -71,10 +75,16 @@ class Allocator:
 
     def _values(self, keys: Mapping[str, str]) -> list[tuple[Series, float]]:
         return [
-            (Series(f"optwatch.allocator.{name}", {"gpu": uuid}), float(stats.get(key, 0)))
+            (labelled(f"optwatch.allocator.{name}", ("gpu", uuid)), float(stats.get(key, 0)))
             for uuid, stats in self._stats.items()
             for name, key in keys.items()
         ]
+
+
+def _renewed(known: Figures, pairs: Sequence[tuple[Series, float]]) -> Figures:
+    """``pairs`` as figures, with the series that are ``known`` if they are those."""
+    found = figures(pairs)
+    return Figures(known.series, found.values) if found.series == known.series else found
 
 
 def pinned_bytes() -> float | None:

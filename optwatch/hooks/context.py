@@ -12,7 +12,7 @@ import torch
 
 from optwatch.board import Histogram, Series, Table
 from optwatch.hooks.arrivals import Arrivals
-from optwatch.hooks.publisher import histogram, labelled
+from optwatch.hooks.figures import Figures, histogram, labelled
 
 #: What ``watch.count()`` counts.
 PROGRESS = ("tokens", "samples")
@@ -36,8 +36,11 @@ class Context:
         self._loss = math.nan
         self._scalars: dict[str, float] = {}
         self._progress: dict[str, float] = {}
-        self._events = dict.fromkeys(EVENTS, (0.0, math.nan))  # how often, when last
+        self._events = dict.fromkeys(EVENTS, 0.0)  # how often
+        self._newest = dict.fromkeys(EVENTS, math.nan)  # and when last
         self._duration = histogram("optwatch.step_duration")
+        self._histograms = [(labelled("optwatch.step_duration"), self._duration)]
+        self._name()
         self._last: float | None = None
         self._peak = math.nan
         self.read_peak()
@@ -52,6 +55,7 @@ class Context:
             if not 0 < len(name) <= 64:
                 raise ValueError("a name has 1 to 64 characters")
             self._scalars[name] = math.nan
+            self._name()
             self._changed()
         self._arrivals.send(value, lambda number: self._take(name, number))
 
@@ -69,6 +73,7 @@ class Context:
             raise ValueError(f"expected a number of at least 0, got {amount!r}")
         if name not in self._progress:
             self._progress[name] = 0.0
+            self._name()
             self._changed()
         self._arrivals.send(amount, lambda number: self._add(name, number))
 
@@ -83,9 +88,12 @@ class Context:
                 raise ValueError("expected up to 40 of a-z, 0-9 and _")
             if len(self._events) == len(EVENTS) + MAXIMUM_OWN_EVENTS:
                 raise ValueError(f"there are {MAXIMUM_OWN_EVENTS} names besides the known ones already")
+            self._events[name] = 0.0
+        self._events[name] += 1
+        self._newest[name] = time.time()
+        if len(self._newest) != self._named_events:
+            self._name()
             self._changed()
-        times, _ = self._events.get(name, (0.0, math.nan))
-        self._events[name] = times + 1, time.time()
 
     def stepped(self) -> None:
         """A step of the loop has ended."""
@@ -104,33 +112,36 @@ class Context:
 
     # --- what the publisher reads ----------------------------------------------------------------------------------
 
-    def gauges(self) -> Sequence[tuple[Series, float]]:
+    def _name(self) -> None:
+        """Make the series of what there is by now."""
+        self._named_events = len(self._newest)
+        self._gauge_series = (
+            labelled("optwatch.loss"),
+            labelled("optwatch.host_memory.peak"),
+            *(labelled("optwatch.scalar", ("name", name)) for name in self._scalars),
+            *(labelled("optwatch.last_event_timestamp", ("event", name)) for name in self._newest),
+        )
+        self._counter_series = (
+            labelled("optwatch.overhead"),
+            *(labelled(f"optwatch.training.{name}") for name in self._progress),
+            *(labelled("optwatch.events", ("event", name)) for name in self._events),
+        )
+
+    def gauges(self) -> Figures:
         """The newest scalars and the time of the newest events."""
         self._arrivals.poll()
-        return [
-            (labelled("optwatch.loss"), self._loss),
-            (labelled("optwatch.host_memory.peak"), self._peak),
-            *((labelled("optwatch.scalar", ("name", name)), value) for name, value in self._scalars.items()),
-            *(
-                (labelled("optwatch.last_event_timestamp", ("event", name)), when)
-                for name, (_, when) in self._events.items()
-            ),
-        ]
+        values = [self._loss, self._peak, *self._scalars.values(), *self._newest.values()]
+        return Figures(self._gauge_series, values)
 
-    def counters(self) -> Sequence[tuple[Series, float]]:
+    def counters(self) -> Figures:
         """What was processed, how often what happened, and what watching has cost so far."""
-        return [
-            (labelled("optwatch.overhead"), self.overhead),
-            *((labelled(f"optwatch.training.{name}"), value) for name, value in self._progress.items()),
-            *(
-                (labelled("optwatch.events", ("event", name)), times)
-                for name, (times, _) in self._events.items()
-            ),
-        ]
+        return Figures(
+            self._counter_series, [self.overhead, *self._progress.values(), *self._events.values()]
+        )
 
     def histograms(self) -> Sequence[tuple[Series, Histogram]]:
         """The time of a whole step."""
-        return [(labelled("optwatch.step_duration"), self._duration)]
+        return self._histograms
 
     def infos(self) -> Sequence[Series]:
         """Nothing."""

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from optwatch.board import Histogram, Series, Table
 from optwatch.board.writer import Values
 from optwatch.hooks.arrivals import BESIDE
+from optwatch.hooks.figures import NONE, Figures, Joined, figures, histogram, labelled
 from optwatch.hooks.parts import NO_SAMPLING, Parts, Sampling
-from optwatch.hooks.publisher import Source, histogram, labelled
+from optwatch.hooks.publisher import Source
 from optwatch.hooks.replays import PAUSE, Replays
 from optwatch.hooks.sizes import Sizes
 from optwatch.hooks.tabulation import Naming, Replicas, Tabulation
@@ -32,7 +33,6 @@ from optwatch.optim.formats import formats_of
 
 #: Learning rates of more parameter groups than this are not shown: a group may be a single tensor.
 MAXIMUM_RATES = 16
-SeriesValues = list[tuple[Series, float]]
 #: Wraps what the training loop calls, so that nothing it raises gets there.
 Guard = Callable[[Callable[..., None]], Callable[..., None]]
 
@@ -40,6 +40,13 @@ _NONFINITE = CHEAP_FIELDS.index("nonfinite")
 _SKIPPED = DECISION.index("skipped")
 #: The metrics of the first entries of a decision.
 DECIDED = ("optwatch.gradient.norm_before_clipping", "optwatch.gradient_clip.ratio")
+
+COUNTED = (
+    "optwatch.steps",
+    "optwatch.steps_skipped",
+    "optwatch.nonfinite_elements",
+    "optwatch.adapter_errors",
+)
 
 #: Takes the rows of a step by the ``id`` of the source that they belong to.
 Publish = Callable[["Probe", Mapping[int, Values], int], None]
@@ -64,6 +71,7 @@ class Probe:
         self._layouts: tuple[StatsLayout, ...] = ()
         self._main = Tabulation(name, naming, replicas)
         self._parts = Parts(optimizer, name, naming, replicas, sampling, warn)
+        self._tabulations = (self._main, *self._parts.sources)
         self._sizes = Sizes(name, self._parts.slot_of)
         self._transfer, self._replays = Transfer(), Replays()
         self._step = self._replayed = (
@@ -74,12 +82,14 @@ class Probe:
         self._follower: threading.Thread | None = None
         self._closed = threading.Event()
         self._duration = histogram("optwatch.optimizer_step_duration")
-        self._rates: SeriesValues = []
+        self._histograms = [(self._series("optwatch.optimizer_step_duration"), self._duration)]
+        self._counter_series = tuple(map(self._series, COUNTED))
+        self._rates = self._decision = self._shared = NONE
+        self._gauges = Joined()
         self._steps = self.skipped = (
             0  # calls of step(), and those of them and of a scaler's that updated nothing
         )
         self._nonfinite = 0.0
-        self._decision: SeriesValues = []
         self._started = math.nan
         self._stats: StepStats | None = None
         self.overhead = 0.0  # seconds that this probe took from the training loop
@@ -129,7 +139,7 @@ class Probe:
 
     def rates(self) -> list[float]:
         """The learning rates of the parameter groups at the newest step."""
-        return [rate for _, rate in self._rates]
+        return list(self._rates.values)
 
     # --- what the training loop calls ------------------------------------------------------------------------------
 
@@ -181,6 +191,7 @@ class Probe:
         if self._main.table is not None:
             self._layouts = ()
             self._main.clear()
+            self._read_replicas()
             self._changed()
 
     def _take(self, optimizer: torch.optim.Optimizer, stats: StepStats) -> None:
@@ -194,6 +205,7 @@ class Probe:
         if (changed or stats.full) and self._main.lay_out(
             stats.layouts, optimizer, absent=self._parts.absent, sampled=self._parts.sampled
         ):
+            self._read_replicas()
             self._changed()
         self._read_sizes(optimizer, stats.full, changed)
         self._transfer.send(stats)
@@ -205,24 +217,19 @@ class Probe:
             self._changed()
 
     def _deliver(self, rows: Rows) -> None:
-        tabulations = (self._main, *self._parts.sources)
-        if not self._layouts or not all(
-            any(t.holds(layout) for t in tabulations) for layout, _ in rows.plans
-        ):
+        held = [[plan for plan in rows.plans if one.holds(plan[0])] for one in self._tabulations]
+        if not self._layouts or sum(map(len, held)) != len(rows.plans):
             return  # of a layout that is gone by now
         taken = rows.decision is None or not rows.decision[_SKIPPED]
         made: dict[int, Values] = {}
-        for source, tabulation in zip(self.sources, tabulations, strict=True):
-            plans = [(layout, values) for layout, values in rows.plans if tabulation.holds(layout)]
+        for source, tabulation, plans in zip(self.sources, self._tabulations, held, strict=True):
             if tabulation is not self._main and not (plans and taken):
                 continue
             # A step that was not taken has nothing but its gradients.
             table = tabulation.fill(plans, rows.full and taken)
-            if table is None:
-                continue
-            if tabulation is self._main:
-                self._nonfinite += table[:, _NONFINITE].sum()
-            made[id(source)] = tabulation.shared(table)
+            if table is not None:
+                made[id(source)] = table
+        self._nonfinite += sum(sum(values[:, _NONFINITE].tolist()) for _, values in held[0])
         self._read_decision(rows.decision)
         self._nonfinite += rows.missed[0]
         self.skipped += int(rows.missed[1])
@@ -259,19 +266,17 @@ class Probe:
 
     # --- what the publisher reads ----------------------------------------------------------------------------------
 
-    def gauges(self) -> Sequence[tuple[Series, float]]:
+    def gauges(self) -> Figures:
         """Bytes, learning rates, what clipping did, and how many ranks hold the same."""
-        shared = [] if self.table is None else [float(self.table.replicas)]
-        replicas = [(self._series("optwatch.replicas"), number) for number in shared]
-        return self._sizes.series + self._rates + self._decision + replicas
+        return self._gauges.of(self._sizes.figures, self._rates, self._decision, self._shared)
 
-    def counters(self) -> Sequence[tuple[Series, float]]:
+    def counters(self) -> Figures:
         """Steps, steps without an update, non-finite gradient elements, errors in reading the state."""
-        return self._counters_of(self._steps, self.skipped, self._nonfinite, self._parts.errors)
+        return Figures(self._counter_series, (self._steps, self.skipped, self._nonfinite, self._parts.errors))
 
     def histograms(self) -> Sequence[tuple[Series, Histogram]]:
         """The time inside step()."""
-        return [(self._series("optwatch.optimizer_step_duration"), self._duration)]
+        return self._histograms
 
     def infos(self) -> Sequence[Series]:
         """The optimizer's rule, storage formats and backends."""
@@ -315,40 +320,40 @@ class Probe:
 
     # --- series ----------------------------------------------------------------------------------------------------
 
-    def _counters_of(self, *values: float) -> list[tuple[Series, float]]:
-        names = (
-            "optwatch.steps",
-            "optwatch.steps_skipped",
-            "optwatch.nonfinite_elements",
-            "optwatch.adapter_errors",
-        )
-        return [(self._series(name), value) for name, value in zip(names, values, strict=True)]
-
     def _series(self, name: str) -> Series:
         """The series of this name, of this optimizer."""
         return labelled(name, ("optimizer", self.name))
 
+    def _read_replicas(self) -> None:
+        """How many ranks hold the same, which the table knows."""
+        table = self.table
+        self._shared = figures(
+            [] if table is None else [(self._series("optwatch.replicas"), float(table.replicas))]
+        )
+
     def _read_decision(self, decision: NDArray[np.float64] | None) -> None:
         """The norm of all gradients and the factor of clipping, and whether the step was taken."""
-        values = () if decision is None else decision[: len(DECIDED)].tolist()
-        if len(values) != len(self._decision):
+        if decision is None and self._decision is NONE:
+            return
+        values = [] if decision is None else decision[: len(DECIDED)].tolist()
+        if len(values) != len(self._decision.values):
+            self._decision = figures(
+                (self._series(name), value) for name, value in zip(DECIDED, values, strict=False)
+            )
             self._changed()
-        self._decision = [(self._series(name), value) for name, value in zip(DECIDED, values, strict=False)]
+        self._decision = Figures(self._decision.series, values)
         if decision is not None:
             self.skipped += int(decision[_SKIPPED])
 
     def _read_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        groups = optimizer.param_groups[:MAXIMUM_RATES]
-        if len(groups) != len(self._rates):
-            self._rates = [
-                (Series("optwatch.learning_rate", {"optimizer": self.name, "param_group": str(i)}), math.nan)
-                for i in range(len(groups))
-            ]
+        rates = [_on_host(group.get("lr")) for group in optimizer.param_groups[:MAXIMUM_RATES]]
+        if len(rates) != len(self._rates.values):
+            self._rates = figures((self._rate(number), rate) for number, rate in enumerate(rates))
             self._changed()
-        self._rates = [
-            (series, _on_host(group.get("lr")))
-            for (series, _), group in zip(self._rates, groups, strict=True)
-        ]
+        self._rates = Figures(self._rates.series, rates)
+
+    def _rate(self, group: int) -> Series:
+        return labelled("optwatch.learning_rate", ("optimizer", self.name), ("param_group", str(group)))
 
 
 def _captured(optimizer: torch.optim.Optimizer) -> bool:
@@ -361,6 +366,8 @@ def _capturable(optimizer: torch.optim.Optimizer) -> bool:
 
 def _on_host(value: object) -> float:
     """A number as a float; NaN for one that lies on a device, since reading it would wait."""
+    if type(value) is float:
+        return value
     if isinstance(value, torch.Tensor) and value.device.type != "cpu":
         return math.nan
     return float(cast(Any, value)) if value is not None else math.nan

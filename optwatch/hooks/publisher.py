@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
-
-import numpy as np
 
 from optwatch.board import (
     BoardWriter,
@@ -21,27 +19,28 @@ from optwatch.board import (
     fit,
 )
 from optwatch.board.writer import Values
-from optwatch.metrics.catalogue import CATALOGUE
+from optwatch.hooks.figures import Figures, same
 
 
 class Source(Protocol):
     """Something with values to publish: the probe of an optimizer, or the training loop itself.
 
-    The lists of series may change; the source then calls :meth:`Publisher.changed`.
+    Its series may change, or its table; the source then calls :meth:`Publisher.changed`. What it returns holds other
+    objects from then on.
     """
 
     @property
     def table(self) -> Table | None:
         """What its rows describe; None if it has none."""
 
-    def gauges(self) -> Sequence[tuple[Series, float]]:
+    def gauges(self) -> Figures:
         """Each gauge with its value of now; NaN where there is none."""
 
-    def counters(self) -> Sequence[tuple[Series, float]]:
+    def counters(self) -> Figures:
         """Each counter with its total so far."""
 
     def histograms(self) -> Sequence[tuple[Series, Histogram]]:
-        """Each histogram with its counts so far."""
+        """Each histogram; the same list for as long as it has the same in it."""
 
     def infos(self) -> Sequence[Series]:
         """Facts, as labels."""
@@ -50,22 +49,15 @@ class Source(Protocol):
 class _Snapshot(NamedTuple):
     """All that the sources have at one moment. Another thread may change a source at any other."""
 
-    gauges: list[tuple[Series, float]]
-    counters: list[tuple[Series, float]]
-    histograms: list[tuple[Series, Histogram]]
+    gauges: list[Figures]
+    counters: list[Figures]
+    histograms: list[Sequence[tuple[Series, Histogram]]]
     tables: list[tuple[int, Table]]  # with the ``id`` of the source
 
-    def shape(self) -> _Shape:
-        """What the values belong to."""
-        return (
-            [series for series, _ in self.gauges],
-            [series for series, _ in self.counters],
-            [series for series, _ in self.histograms],
-            [source for source, _ in self.tables],
-        )
-
-
-_Shape = tuple[list[Series], list[Series], list[Series], list[int]]
+    def shape(self) -> list[object]:
+        """What the values belong to: compared by identity."""
+        figures = itertools.chain(self.gauges, self.counters)
+        return [*(one.series for one in figures), *self.histograms, *(table for _, table in self.tables)]
 
 
 class Publisher:
@@ -80,7 +72,7 @@ class Publisher:
         self._sources: list[Source] = []
         self._writer: BoardWriter | None = None
         self._stale = True
-        self._shape: _Shape | None = None  # of the schema
+        self._shape: list[object] = []  # of the schema
         self._newest = -1, time.time()  # step and its time
         self.guard = (
             threading.RLock()
@@ -123,40 +115,39 @@ class Publisher:
         stale, self._stale = self._stale, False
         now = self._collect()
         # Another thread may be about to tell that its series are others.
-        if stale or self._shape != now.shape():
+        if stale or not same(self._shape, now.shape()):
             self._describe(now)
         assert self._writer is not None
         self._writer.publish(
             *self._newest,
-            np.array([value for _, value in now.gauges], np.float64),
+            [value for figures in now.gauges for value in figures.values],
             apply_folds(self._folds, [rows.get(source) for source, _ in now.tables]),
-            np.array([value for _, value in now.counters], np.float64),
-            [(histogram.counts, histogram.sum) for _, histogram in now.histograms],
+            [value for figures in now.counters for value in figures.values],
+            [(histogram.counts, histogram.sum) for pairs in now.histograms for _, histogram in pairs],
         )
 
     def _collect(self) -> _Snapshot:
-        now = _Snapshot([], [], [], [])
-        for source in self._sources:
-            now.gauges.extend(source.gauges())
-            now.counters.extend(source.counters())
-            now.histograms.extend(source.histograms())
-            if (table := source.table) is not None:
-                now.tables.append((id(source), table))
-        return now
+        sources = self._sources
+        return _Snapshot(
+            [source.gauges() for source in sources],
+            [source.counters() for source in sources],
+            [source.histograms() for source in sources],
+            [(id(source), table) for source in sources if (table := source.table) is not None],
+        )
 
     def _describe(self, now: _Snapshot) -> None:
         """Open a board, or a new generation of it, whose schema is that of ``now``."""
         self._shape = now.shape()
-        gauges, counters, _, _ = self._shape
         schema, self._folds = fit(
             Schema(
                 run=self._run,
-                gauges=tuple(gauges),
-                counters=tuple(counters),
+                gauges=tuple(series for figures in now.gauges for series in figures.series),
+                counters=tuple(series for figures in now.counters for series in figures.series),
                 infos=tuple(series for source in self._sources for series in source.infos()),
                 histograms=tuple(
                     HistogramSeries(series.name, series.labels, histogram.bounds)
-                    for series, histogram in now.histograms
+                    for pairs in now.histograms
+                    for series, histogram in pairs
                 ),
                 tables=tuple(table for _, table in now.tables),
             )
@@ -170,14 +161,3 @@ class Publisher:
         """Leave the board to the agent, marked as ``finished`` or ``failed``."""
         if self._writer is not None:
             self._writer.close(state)
-
-
-@functools.lru_cache(maxsize=4096)
-def labelled(name: str, *labels: tuple[str, str]) -> Series:
-    """The series of this name and these labels: the same object each time, so that a step makes none."""
-    return Series(name, dict(labels))
-
-
-def histogram(name: str) -> Histogram:
-    """An empty histogram with the catalogue's buckets of metric ``name``."""
-    return Histogram(CATALOGUE[name].buckets)

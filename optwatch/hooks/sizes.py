@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from optwatch.board import Series
-from optwatch.hooks.publisher import labelled
+from optwatch.hooks.figures import NONE, Figures, figures, labelled
 from optwatch.optim import Optimizer
 from optwatch.optim.count import PLAIN, count_bytes, state_leaves, storages
 from optwatch.optim.sharded import local
@@ -29,15 +29,16 @@ class Sizes:
         self.state: SeriesValues = []
         self.tensors: SeriesValues = []
         self.gradients: SeriesValues = []
+        self._figures = NONE
         self._name, self._slots = name, slots
         self._scalars: frozenset[Any] = frozenset()  # keys of numbers
         self._glanced: _Glance | None = None
         self._seen: list[tuple[int, int, int]] = []
 
     @property
-    def series(self) -> SeriesValues:
+    def figures(self) -> Figures:
         """All of them."""
-        return self.state + self.tensors + self.gradients
+        return self._figures
 
     def read(self, optimizer: torch.optim.Optimizer, full: bool, again: bool = False) -> bool:
         """Count what has changed; whether there are other series now.
@@ -45,17 +46,21 @@ class Sizes:
         Of an optimizer that is not ours every step looks whether the state is still the same tensors; ours says so
         itself, by other layouts (``again``).
         """
-        before = [series for series, _ in self.series]
         own = isinstance(optimizer, Optimizer)
-        if again or (not own and self._changed(optimizer)):
+        anew = again or not self.state if own else again or self._changed(optimizer)
+        if anew:
             self.state = state_series(optimizer, self._name, self._slots)
-            full = True
-        elif own and not self.state:
-            self.state = state_series(optimizer, self._name, self._slots)
-        if full:
+        if full or again or (anew and not own):
             self.tensors = tensor_series(optimizer, self._name, ("parameter", "parameters"))
             self.gradients = tensor_series(optimizer, self._name, ("gradient",))
-        return before != [series for series, _ in self.series]
+        elif not anew:
+            return False
+        found = figures(self.state + self.tensors + self.gradients)
+        if found.series == self._figures.series:
+            self._figures = Figures(self._figures.series, found.values)
+            return False
+        self._figures = found
+        return True
 
     def _changed(self, optimizer: torch.optim.Optimizer) -> bool:
         state = optimizer.state

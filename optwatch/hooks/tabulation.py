@@ -9,6 +9,7 @@ import torch
 
 from optwatch.board import Histogram, Series, Table, TensorInfo
 from optwatch.board.writer import Values
+from optwatch.hooks.figures import NONE, Figures
 from optwatch.metrics.fields import CHEAP_FIELDS, STEP, maximum_columns, row_fields, row_length
 from optwatch.optim import StatsLayout
 
@@ -80,10 +81,19 @@ class Tabulation:
         return id(layout) in self._offsets
 
     def fill(self, plans: Sequence[tuple[StatsLayout, Values]], full: bool) -> Values | None:
-        """The rows of the whole table, zero where no plan has any; None without a table."""
+        """The rows of the whole table, zero where no plan has any; None without a table. Not to be written to.
+
+        Such that sums over ranks can be divided by the table's replicas.
+        """
         if self.table is None:
             return None
         width = row_length(len(self.table.slots)) if full else len(CHEAP_FIELDS)
+        if (
+            self._share is None and len(plans) == len(self._layouts) == 1
+        ):  # the usual case: there is nothing to do
+            ((layout, values),) = plans
+            if layout.slots == self.table.slots:
+                return values[:, :width]
         table = np.zeros((len(self.table.tensors), width))
         for layout, values in plans:
             start = self._offsets[id(layout)]
@@ -92,13 +102,8 @@ class Tabulation:
                 place[:, _columns(layout, self.table)] = values
             else:
                 place[:] = values[:, :width]
-        return table
-
-    def shared(self, table: Values) -> Values:
-        """The rows such that sums over ranks can be divided by the table's replicas."""
         if self._share is not None:
-            assert self.table is not None
-            summed = ~maximum_columns(len(self.table.slots))[: table.shape[1]]
+            summed = ~maximum_columns(len(self.table.slots))[:width]
             table[:, summed] *= self._share
         return table
 
@@ -119,17 +124,17 @@ class Tabulation:
 
     # --- a source without values of its own -------------------------------------------------------------------------
 
-    def gauges(self) -> Sequence[tuple[Series, float]]:
+    def gauges(self) -> Figures:
         """None."""
-        return []
+        return NONE
 
-    def counters(self) -> Sequence[tuple[Series, float]]:
+    def counters(self) -> Figures:
         """None."""
-        return []
+        return NONE
 
     def histograms(self) -> Sequence[tuple[Series, Histogram]]:
         """None."""
-        return []
+        return ()
 
     def infos(self) -> Sequence[Series]:
         """None."""

@@ -122,9 +122,11 @@ class Inputs:
 
 def _spread(rows: Sequence[Sequence[float]], row_of: NDArray[np.intp]) -> Scalars:
     """The row of each tensor, as fp32 ``[n, len(row)]``."""
+    made: Scalars
     if len(rows) == 1:
-        return np.ndarray((len(row_of), len(rows[0])), np.float32, array("f", rows[0]) * len(row_of))
-    made: Scalars = np.array([array("f", row) for row in rows], np.float32)[row_of]
+        made = np.ndarray((len(row_of), len(rows[0])), np.float32, array("f", rows[0]) * len(row_of))
+    else:
+        made = np.array([array("f", row) for row in rows], np.float32)[row_of]
     return made
 
 

@@ -22,7 +22,7 @@ def test_without_a_gpu_there_is_nothing() -> None:
     """Absent, not zero."""
     allocator = Allocator([torch.ones(3)])
     allocator.read()
-    assert allocator.gauges() == allocator.counters() == []
+    assert allocator.gauges().series == allocator.counters().series == ()
     assert pinned_bytes() is None
 
 
@@ -31,12 +31,12 @@ def test_figures_are_torchs_own() -> None:
     """To the byte, on a real device."""
     held = torch.ones(1 << 20, device="cuda")
     allocator = Allocator([held])
-    figures = {series.name: value for series, value in allocator.gauges()}
+    figures = {series.name: value for series, value in zip(*allocator.gauges(), strict=True)}
     assert figures["optwatch.allocator.allocated"] == torch.cuda.memory_allocated()
     assert figures["optwatch.allocator.reserved_peak"] == torch.cuda.max_memory_reserved()
-    assert all(isinstance(series, Series) for series, _ in allocator.counters())
+    assert all(isinstance(series, Series) for series in allocator.counters().series)
     before = figures["optwatch.pinned_memory"]
     pinned = torch.empty(3 << 20, dtype=torch.uint8, pin_memory=True)
     allocator.read()
-    figures = {series.name: value for series, value in allocator.gauges()}
+    figures = {series.name: value for series, value in zip(*allocator.gauges(), strict=True)}
     assert figures["optwatch.pinned_memory"] >= before + pinned.nbytes

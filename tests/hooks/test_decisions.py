@@ -25,13 +25,15 @@ def test_the_norm_the_factor_and_what_was_skipped() -> None:
     for value in (3.0, math.nan):
         param.grad = torch.full((4,), value)
         optimizer.step()
-    gauges = {series.name: value for series, value in probe.gauges()}
+    gauges = {series.name: value for series, value in zip(*probe.gauges(), strict=True)}
     assert math.isnan(gauges[DECIDED[0]])
     assert published[0] > published[1] == 3
-    assert {series.name: value for series, value in probe.counters()}["optwatch.steps_skipped"] == 1
+    assert {series.name: value for series, value in zip(*probe.counters(), strict=True)}[
+        "optwatch.steps_skipped"
+    ] == 1
     param.grad = torch.full((4,), 3.0)
     optimizer.step()
-    gauges = {series.name: value for series, value in probe.gauges()}
+    gauges = {series.name: value for series, value in zip(*probe.gauges(), strict=True)}
     assert gauges[DECIDED[0]] == pytest.approx(6.0)
     assert gauges[DECIDED[1]] == pytest.approx(1 / 6)
     probe.close()
