@@ -150,6 +150,17 @@ struct LogReader {
 #endif
   }
 
+  // The reader of the values' square roots: as exact, and for nothing where values are looked up.
+  OPTWATCH_INLINE LogReader of_roots() const {
+    LogReader roots = *this;
+    roots.lowest = __builtin_sqrtf(lowest);
+    roots.step = 0.5f * step;
+#if defined(OPTWATCH_LOG_TABLES)
+    for (Float& table : roots.tables) table = sqrt(table);
+#endif
+    return roots;
+  }
+
   template <int size>
   OPTWATCH_INLINE Floats<size> read(int i) const {
 #if defined(OPTWATCH_LOG_TABLES)

@@ -16,38 +16,45 @@
 
 namespace optwatch::OPTWATCH_ISA {
 
-template <class R, bool keep>
+template <class R, Keep keep>
 inline Squares elementwise_loop(const float* g, const float* w, float* w_new, const float* const* state,
                                 float* const* next, int n, const typename R::Scalars h, float* u_out, Ahead ahead) {
   const float* in[R::kSlots + 1];
   float* out[R::kSlots + 1];
   for (int s = 0; s < R::kSlots; s++) in[s] = state[s], out[s] = next[s];
-  Float grad_sq{}, update_sq{};
+  Float grad_sq{}, update_sq{}, weight_sq{};
+  Int unchanged{};
   in_packs<1>(n, [&](int i, auto size) {
     constexpr int k = size.value;
-    ahead.ask<R::kSlots>();
+    ahead.ask<0, 2 + R::kSlots>();
     Floats<k> values[R::kSlots + 1];
     for (int s = 0; s < R::kSlots; s++) values[s] = load_pack<k>(in[s] + i);
     const auto grad = load_pack<k>(g + i), weight = load_pack<k>(w + i);
     const auto u = R::step(values, grad, weight, h);
     for (int s = 0; s < R::kSlots; s++) store(out[s] + i, values[s]);
-    store(w_new + i, R::apply(weight, u, h));
-    if constexpr (keep) store(u_out + i, u);
+    const auto moved = R::apply(weight, u, h);
+    store(w_new + i, moved);
+    if constexpr (keep != Keep::kNothing) store(u_out + i, u);
     for (int j = 0; j < k; j++) {
+      if constexpr (keep == Keep::kAll) {
+        weight_sq = fma(moved.v[j], moved.v[j], weight_sq);
+        unchanged = count(unchanged, equal(moved.v[j], weight.v[j]));
+      }
       grad_sq = fma(grad.v[j], grad.v[j], grad_sq);
       update_sq = fma(u.v[j], u.v[j], update_sq);
     }
   });
-  return {sum(grad_sq), sum(update_sq)};
+  return {sum(grad_sq), sum(update_sq), sum(weight_sq), sum(unchanged)};
 }
 
 template <class R>
 inline Squares elementwise_step(const float* g, const float* w, float* w_new, const float* const* state,
-                                float* const* next, int n, const float* scalars, float* u, const Ahead& ahead) {
+                                float* const* next, int n, const float* scalars, Keep keep, float* u,
+                                const Ahead& ahead) {
   typename R::Scalars h;
   std::memcpy(&h, scalars, sizeof h);
-  return u ? elementwise_loop<R, true>(g, w, w_new, state, next, n, h, u, ahead)
-           : elementwise_loop<R, false>(g, w, w_new, state, next, n, h, nullptr, ahead);
+  return with_keep<R::kAgain>(
+      keep, [&](auto kept) { return elementwise_loop<R, kept.value>(g, w, w_new, state, next, n, h, u, ahead); });
 }
 
 template <class R>

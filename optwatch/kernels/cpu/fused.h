@@ -18,6 +18,15 @@ OPTWATCH_INLINE void for_each_of(std::integer_sequence<int, s...>, F f) {
   (f(std::integral_constant<int, s>{}), ...);
 }
 
+// Calls f with `keep` as a constant; in plain steps only a rule with `kAgain` keeps its update.
+template <bool again, class F>
+OPTWATCH_INLINE auto with_keep(Keep keep, F f) {
+  if constexpr (again)
+    if (keep == Keep::kUpdate) return f(std::integral_constant<Keep, Keep::kUpdate>{});
+  if (keep == Keep::kAll) return f(std::integral_constant<Keep, Keep::kAll>{});
+  return f(std::integral_constant<Keep, Keep::kNothing>{});
+}
+
 // How int8 reads a slot of a kind, and what its encoder has to know of a sub-block.
 template <bool second_moment>
 struct ByteSlot {
@@ -87,10 +96,11 @@ struct BytePlan {
   static_assert(kLong % kShort == 0 && kBlock % kLong == 0);
 
   struct Sums {
-    Float grad{}, update{};
+    Float grad{}, update{}, weight{};
+    Int unchanged{};
   };
 
-  template <bool keep, bool bare>
+  template <Keep keep, bool bare>
   static OPTWATCH_INLINE void part(const HotBlock& b, const Scalars& h, int start, const Readers& readers,
                                    Ranges* ranges_out, Sums* sums_out, Ahead* ahead_out) {
     // Local, because what a pointer leads to would be stored and loaded again for each vector.
@@ -100,6 +110,7 @@ struct BytePlan {
     Ranges ranges;
     Sums sums = *sums_out;
     Ahead ahead = *ahead_out;
+    ahead.ask_bytes<2, 2 + R::kSlots>(kShort / kWidth, kWidth);
     in_packs<Freely<R>::kTogether>(length_of(start, kShort, b.n), [&](int at, auto size) {
       constexpr int k = size.value;
       const int i = start + at;
@@ -108,10 +119,15 @@ struct BytePlan {
       const Floats<k> grad = load_pack<k>(grads + i), weight = load_pack<k>(weights + i);
       const Floats<k> u = Freely<R>::template step<bare>(state, grad, weight, h);
       for_each_of(Slots{}, [&](auto s) { store(next[s.value] + i, state[s.value]); });
-      store(new_weights + i, R::apply(weight, u, h));
-      if constexpr (keep) store(updates + i, u);
+      const Floats<k> moved = R::apply(weight, u, h);
+      store(new_weights + i, moved);
+      if constexpr (keep != Keep::kNothing) store(updates + i, u);
       for (int j = 0; j < k; j++) {
-        ahead.ask<R::kSlots>();
+        if constexpr (keep == Keep::kAll) {
+          sums.weight = fma(moved.v[j], moved.v[j], sums.weight);
+          sums.unchanged = count(sums.unchanged, equal(moved.v[j], weight.v[j]));
+        }
+        ahead.ask<0, 2>();
         for_each_of(Slots{}, [&](auto s) { std::get<s.value>(ranges).add(state[s.value].v[j]); });
         sums.grad = fma(grad.v[j], grad.v[j], sums.grad);
         sums.update = fma(u.v[j], u.v[j], sums.update);
@@ -122,7 +138,7 @@ struct BytePlan {
     *ahead_out = ahead;
   }
 
-  template <bool keep, bool bare>
+  template <Keep keep, bool bare>
   static HotSums run(const HotBlock& b, const Scalars h) {
     Ranges ranges[kBlock / kShort];
     Sums sums;
@@ -137,7 +153,7 @@ struct BytePlan {
       }
     }
     for_each_of(Slots{}, [&](auto s) { prepare<s.value>(b, ranges); });
-    return {{sum(sums.grad), sum(sums.update)}, {}};
+    return {{sum(sums.grad), sum(sums.update), sum(sums.weight), sum(sums.unchanged)}, {}};
   }
 
   template <int s>
@@ -163,10 +179,11 @@ inline HotSums byte_step(const HotBlock& b, const float* scalars) {
   typename R::Scalars h;
   std::memcpy(&h, scalars, sizeof h);
   using Plan = BytePlan<R>;
-  if constexpr (Freely<R>::kTogether > 1)
-    if (Freely<R>::is_bare(h))
-      return b.update ? Plan::template run<true, true>(b, h) : Plan::template run<false, true>(b, h);
-  return b.update ? Plan::template run<true, false>(b, h) : Plan::template run<false, false>(b, h);
+  return with_keep<R::kAgain>(b.keep, [&](auto keep) {
+    if constexpr (Freely<R>::kTogether > 1)
+      if (Freely<R>::is_bare(h)) return Plan::template run<keep.value, true>(b, h);
+    return Plan::template run<keep.value, false>(b, h);
+  });
 }
 
 }  // namespace optwatch::OPTWATCH_ISA

@@ -38,7 +38,8 @@ struct AdamInt8 {
   bool fits() const { return root_factor > 0 && root_factor < 0x1p60f && eps < 0x1p60f; }  // so step_size is not 0
 
   struct Sums {
-    Float grad{}, update{};
+    Float grad{}, update{}, weight{};
+    Int unchanged{};
     Ahead ahead;
   };
   struct Ranges {
@@ -52,13 +53,14 @@ struct AdamInt8 {
                                Sums* sums_out) const {
     // Local, because what a pointer leads to would be stored and loaded again for each vector.
     const float *grads = b.grad, *weights = b.weight;
-    float *new_weights = b.new_weight, *next_m = b.next[0], *next_v = b.next[1], *updates = b.update;
+    float *new_weights = b.new_weight, *next_m = b.next[0], *next_v = b.next[1], *updates = b.update, *roots = b.root;
     float* next_top = kMaximum ? b.next[2] : nullptr;
     Magnitude m_range;
     Ranges ranges = *ranges_out;
     Sums sums = *sums_out;
+    sums.ahead.template ask_bytes<2, 2 + R::kSlots>(kCubicBlock / kWidth, kWidth);
     for (const int end = i + n; i < end; i += kWidth) {
-      sums.ahead.template ask<R::kSlots>();
+      sums.ahead.template ask<0, 2>();
       const Float raw = load(grads + i), w = load(weights + i);
       Float g = scaled ? raw * h.grad_scale : raw;
       if constexpr (!kDecoupled) g = fma(w, splat(h.l2), g);
@@ -72,14 +74,18 @@ struct AdamInt8 {
         store(next_top + i, top);
         ranges.top.add(top);
       }
-      const Float u = m / fma(sqrt(top), splat(root_factor), splat(eps));
+      const Float root = sqrt(top), u = m / fma(root, splat(root_factor), splat(eps));
       store(next_m + i, m);
       store(next_v + i, v);
-      if constexpr (kDecoupled)
-        store(new_weights + i, fma(w, splat(h.decay), -u));
-      else
-        store(new_weights + i, w - u);
-      if constexpr (keep) store(updates + i, u);
+      Float moved = w - u;
+      if constexpr (kDecoupled) moved = fma(w, splat(h.decay), -u);
+      store(new_weights + i, moved);
+      if constexpr (keep) {
+        sums.weight = fma(moved, moved, sums.weight);
+        sums.unchanged = count(sums.unchanged, equal(moved, w));
+        store(updates + i, u);
+        store(roots + i, root);
+      }
       sums.update = fma(u, u, sums.update);
       m_range.add(m);
       ranges.v.add(v);
@@ -99,7 +105,8 @@ struct AdamInt8 {
     static_assert(kLogBlock % kCubicBlock == 0);
     Ranges ranges[kBlock / kLogBlock];
     Magnitude m_ranges[kBlock / kCubicBlock];
-    Sums sums = {{}, {}, b.ahead};
+    Sums sums;
+    sums.ahead = b.ahead;
     for (int start = 0; start < b.n; start += kLogBlock) {
       const LogReader v_reader(b.parts[1], start / kLogBlock, h.beta2);
       const LogReader top_reader = kMaximum ? LogReader(b.parts[2], start / kLogBlock) : v_reader;
@@ -122,23 +129,23 @@ struct AdamInt8 {
       m_most = most > m_most ? most : m_most;
     }
     for (int s = 0; s * kLogBlock < b.n; s++) v_most = maximum(v_most, ranges[s].v.most);
-    return {{sum(sums.grad), sum(sums.update)}, {as_float(m_most), as_float(static_cast<int32_t>(largest(v_most)))}};
+    const Squares squares = {sum(sums.grad), sum(sums.update), sum(sums.weight), sum(sums.unchanged)};
+    return {squares, {as_float(m_most), as_float(static_cast<int32_t>(largest(v_most)))}};
   }
 
   struct Errors {
     Float m_error{}, m_sq{}, m_sum{}, v_error{}, v_sum{}, u_error{}, moment_grad{};
-    Int m_lost{}, v_lost{};
+    Int m_lost{};
   };
 
-  OPTWATCH_INLINE void compare(const HotBlock& b, int i, int n, const CubicReader& m_reader, const LogReader& v_reader,
-                               Errors* errors) const {
+  // `root_reader` reads the roots of the second moments, and zero where they are.
+  OPTWATCH_INLINE void compare(const HotBlock& b, int i, int n, const CubicReader& m_reader,
+                               const LogReader& root_reader, Errors* errors) const {
     Errors e = *errors;
     for (const int end = i + n; i < end; i += kWidth) {
       const Float m = load(b.next[0] + i), v = load(b.next[1] + i);
-      const Float m_stored = m_reader.read<1>(i).v[0], v_stored = v_reader.read<1>(i).v[0];
-      // One root by the divider and one beside it; they differ in the last bit, which must not look like an error.
-      const Float root = sqrt_of_finite(v_stored);
-      const Float v_error = select(equal(v, v_stored), Float{}, sqrt(v) - root), m_error = m - m_stored;
+      const Float m_stored = m_reader.read<1>(i).v[0], root = root_reader.read<1>(i).v[0];
+      const Float v_error = load(b.root + i) - root, m_error = m - m_stored;
       const Float u_error = load(b.update + i) - m_stored / fma(root, splat(root_factor), splat(eps));
       e.m_error = fma(m_error, m_error, e.m_error);
       e.v_error = fma(v_error, v_error, e.v_error);
@@ -148,7 +155,6 @@ struct AdamInt8 {
       e.m_sum += m;
       e.v_sum += v;
       e.m_lost = count(e.m_lost, but_not(equal(m_stored, Float{}), equal(m, Float{})));
-      e.v_lost = count(e.v_lost, but_not(equal(v_stored, Float{}), equal(v, Float{})));
     }
     *errors = e;
   }
@@ -158,9 +164,9 @@ struct AdamInt8 {
       return false;
     Errors e;
     for (int start = 0; start < b.n; start += kLogBlock) {
-      const LogReader v_reader(b.parts[1], start / kLogBlock);
+      const LogReader roots = LogReader(b.parts[1], start / kLogBlock).of_roots();
       for (int i = start; i < b.n && i < start + kLogBlock; i += kCubicBlock)
-        compare(b, i, length_of(i, kCubicBlock, b.n), CubicReader(b.parts[0], i / kCubicBlock), v_reader, &e);
+        compare(b, i, length_of(i, kCubicBlock, b.n), CubicReader(b.parts[0], i / kCubicBlock), roots, &e);
     }
     const float m_error = sum(e.m_error), m_sq = sum(e.m_sq), v_error = sum(e.v_error), u_error = sum(e.u_error);
     const float moment_grad = sum(e.moment_grad);
@@ -169,7 +175,7 @@ struct AdamInt8 {
     if (!precise) return false;
     const float v_sum = sum(e.v_sum);
     const double m_fields[] = {m_error, m_sq, sum(e.m_sum), known.absmax[0], double(sum(e.m_lost))};
-    const double v_fields[] = {v_error, v_sum, v_sum, known.absmax[1], double(sum(e.v_lost))};
+    const double v_fields[] = {v_error, v_sum, v_sum, known.absmax[1], 0};  // only what is zero has the code for it
     sums[kUpdateErrorSq] += u_error;
     sums[kMomentGrad] += moment_grad;
     for (int s = 0; s < 2; s++) {
@@ -192,7 +198,7 @@ template <class R>
 inline HotSums adam_int8_step(const HotBlock& b, const float* scalars) {
   const AdamInt8<R> plan(scalars);
   const bool scaled = plan.h.grad_scale != 1;
-  if (b.update) return scaled ? plan.template run<true, true>(b) : plan.template run<false, true>(b);
+  if (b.keep == Keep::kAll) return scaled ? plan.template run<true, true>(b) : plan.template run<false, true>(b);
   return scaled ? plan.template run<true, false>(b) : plan.template run<false, false>(b);
 }
 

@@ -61,7 +61,7 @@ struct alignas(64) Arrays {
   float grad[kBlock];
   float weight[kBlock], new_weight[kBlock];
   float state[kMaxSlots][kBlock], next[kMaxSlots][kBlock];
-  float update[kBlock];
+  float update[kBlock], root[kBlock];
   Note notes[kMaxSlots];
 };
 
@@ -138,7 +138,8 @@ HotSums advance(const Tables& t, const Work& work, const HotBlock& b, Arrays& a)
   HotSums found;
   const float* state[kMaxSlots];
   for (int s = 0; s < slots; s++) state[s] = t.codecs[s]->load(b.parts[s], b.n, a.state[s]);
-  found.squares = t.rule->step(b.grad, b.weight, b.new_weight, state, b.next, b.n, work.scalars, b.update, b.ahead);
+  found.squares =
+      t.rule->step(b.grad, b.weight, b.new_weight, state, b.next, b.n, work.scalars, b.keep, b.update, b.ahead);
   // Padding must not turn into anything: 0 / (0 + eps) is NaN when eps is 0.
   for (int i = b.n; i % kPad; i++)
     for (int s = 0; s < slots; s++) b.next[s][i] = 0;
@@ -152,14 +153,15 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
   const float* grad = t.grad->load(b.grad, b.n, a.grad);
   if (work.zero) grad = without_nonfinite(grad, b.n, a.grad);
   const float* weight = t.weight->load(b.weight, b.n, a.weight);
-  // With full statistics the old weight is still needed after the new one is known.
-  float* new_weight = t.weight->in_place && !work.full ? static_cast<float*>(b.weight.values) : a.new_weight;
+  // Where the loops below cannot sum what concerns weights, the old one is still needed after the new one is known.
+  const bool looped = t.weight->in_place && b.n % kPad == 0;
+  float* new_weight = looped ? static_cast<float*>(b.weight.values) : a.new_weight;
   float* next[kMaxSlots];
   for (int s = 0; s < slots; s++) next[s] = t.codecs[s]->in_place ? static_cast<float*>(b.parts[s].values) : a.next[s];
 
-  const bool keep = work.full || t.rule->again;
-  const HotBlock block = {
-      b.n, b.parts, grad, weight, new_weight, next, keep ? a.update : nullptr, a.notes, ahead_of(t, work, b)};
+  const Keep keep = work.full ? Keep::kAll : t.rule->again ? Keep::kUpdate : Keep::kNothing;
+  const HotBlock block = {b.n,  b.parts,  grad,   weight,  new_weight,          next,
+                          keep, a.update, a.root, a.notes, ahead_of(t, work, b)};
   const HotSums found = advance(t, work, block, a);
   const Squares& squares = found.squares;
   const double grad_sq = trustworthy(squares.grad) ? squares.grad : precise_squares(grad, b.n);
@@ -178,8 +180,12 @@ void step(const Tables& t, const Work& work, const Block& b, Arrays& a, double* 
 
   for (int s = 0; s < slots; s++) t.codecs[s]->store(b.parts[s], b.n, next[s], a.notes[s]);
   const float* stored = new_weight;
-  if (work.full && t.weight->in_place)  // storing ends the old weight
+  if (work.full && looped) {
+    sums[kWeightSq] += trustworthy(squares.weight) ? squares.weight : precise_squares(new_weight, b.n);
+    sums[kUnchanged] += squares.unchanged;
+  } else if (work.full && t.weight->in_place) {  // storing ends the old weight
     sums[kWeightSq] += weights(weight, stored, stored, b.n, sums + kUnchanged);
+  }
   t.weight->store(b.weight, b.n, new_weight, a.notes[0]);
   if (!work.full) return;
   if (!t.weight->in_place) {

@@ -20,6 +20,8 @@ struct Key {
   uint32_t k0, k1;  // of (seed, parameter, slot, step), see optwatch/kernels/random.py
 };
 
+constexpr int kPage = 4096, kLine = 64;
+
 constexpr int64_t bytes_of(int64_t elements, int bits) { return (elements * bits + 7) / 8; }
 
 // Where one block of a slot, or of the weight, lives.
@@ -67,18 +69,35 @@ struct Ahead {
   const char* at[kMaxStreams];
   int step[kMaxStreams];  // bytes of a vector; 0 where no block follows
 
-  template <int slots>
+  // For the next vector, of the streams [first, last).
+  template <int first, int last>
   inline __attribute__((always_inline)) void ask() {
-    for (int k = 0; k < 2 + slots; k++) {
+    for (int k = first; k < last; k++) {
       __builtin_prefetch(at[k], 1);
       at[k] += step[k];
     }
   }
+  // For the next so many vectors of one byte an element, of which several share a line.
+  template <int first, int last>
+  inline __attribute__((always_inline)) void ask_bytes(int vectors, int width) {
+    for (int k = first; k < last; k++) {
+      for (int i = 0; i < vectors * width; i += kLine) __builtin_prefetch(at[k] + i, 1);
+      at[k] += vectors * step[k];
+    }
+  }
 };
 
-// Sums over one block, in fp32.
+// What the loop over a block leaves besides new state and weights.
+enum class Keep {
+  kNothing,
+  kUpdate,  // what was subtracted from the weights
+  kAll,     // that, and the sums that concern weights
+};
+
+// Sums over one block, in fp32: of squares, and how many weights stayed as they were. The last two with Keep::kAll.
 struct Squares {
-  float grad, update;
+  float grad, update, weight = 0;
+  int unchanged = 0;
 };
 
 // One block as a specialised plan sees it; arrays may be read and written up to the next multiple of kPad.
@@ -88,7 +107,8 @@ struct HotBlock {
   const float *grad, *weight;
   float* new_weight;   // may alias `weight`
   float* const* next;  // [slots], the new state
-  float* update;       // what is subtracted, or null
+  Keep keep;
+  float *update, *root;  // what is subtracted, and the root of Adam's denominator for `observe`, as far as they are kept
   Note* notes;         // [slots], for the codecs' store
   Ahead ahead;
 };
@@ -114,10 +134,10 @@ struct Rule {
   int slots;
   int scalars;
   bool second_moment[kMaxSlots];
-  // New state and weights; returns the sums of g*g and u*u, and writes u unless it is null. `next` may alias `state`,
+  // New state and weights; returns the sums, and writes u as far as it is kept. `next` may alias `state`,
   // `w_new` may alias `w`.
   Squares (*step)(const float* g, const float* w, float* w_new, const float* const* state, float* const* next, int n,
-                  const float* scalars, float* u, const Ahead&);
+                  const float* scalars, Keep keep, float* u, const Ahead&);
   // What is subtracted from the weight, from the new state.
   void (*update)(const float* const* state, const float* g, int n, const float* scalars, float* u);
   // Whether `update` of the new state is not what `step` gave: then what `step` gave is kept in every step, and an
