@@ -35,7 +35,8 @@ from optwatch.board.layout import (
 from optwatch.board.schema import CHEAP_WIDTH, Schema
 
 Values: TypeAlias = NDArray[np.float64]
-HistogramValues: TypeAlias = tuple[Values, float]  # counts per bucket (bounds + 1) since the start, their sum
+#: Counts per bucket (bounds + 1) since the start, and the sum of what was observed.
+HistogramValues: TypeAlias = tuple[Sequence[float] | Values, float]
 
 _CRC = struct.Struct("<I")
 
@@ -117,10 +118,10 @@ class Generation:
         self._live_body = memoryview(self._live)[_CRC.size :]
         cells = np.frombuffer(self._live, dtype=np.float64, offset=LIVE.size, count=live_values(schema))
         self._counters = cells[: len(schema.counters)].data
-        self._histograms: list[Values] = []
+        self._histograms: list[memoryview] = []
         start = len(schema.counters)
         for histogram in schema.histograms:
-            self._histograms.append(cells[start : start + len(histogram.bounds) + 2])
+            self._histograms.append(cells[start : start + len(histogram.bounds) + 2].data)
             start += len(histogram.bounds) + 2
 
     @property
@@ -168,8 +169,7 @@ class Generation:
             )
         self._counters[:] = array("d", counters)
         for place, (counts, total) in zip(self._histograms, histograms, strict=True):
-            place[:-1] = counts
-            place[-1] = total
+            place[:] = array("d", [*counts, total])
 
     def inherit(self, old: Generation) -> None:
         """Take over the cumulative values of the series that both generations have."""
@@ -178,7 +178,8 @@ class Generation:
         self._counters[:] = array("d", [counters.get(series.key, 0.0) for series in self.schema.counters])
         kept = dict(zip(((h.key, h.bounds) for h in old.schema.histograms), old._histograms, strict=True))
         for histogram, place in zip(self.schema.histograms, self._histograms, strict=True):
-            place[:] = kept.get((histogram.key, histogram.bounds), 0.0)
+            if (known := kept.get((histogram.key, histogram.bounds))) is not None:
+                place[:] = known
 
     def append(self, record: RecordBuffer) -> bool:
         """Write the sealed record to its ring; False if that failed."""

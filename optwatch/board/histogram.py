@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
 
 
 class Histogram:
@@ -20,7 +18,7 @@ class Histogram:
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
-        self.counts: NDArray[np.float64] = np.zeros(len(self.bounds) + 1)
+        self.counts = array("d", [0.0]) * (len(self.bounds) + 1)
         self.sum = 0.0
 
     def observe(self, value: float) -> None:

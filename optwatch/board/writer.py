@@ -95,7 +95,9 @@ class BoardWriter:
             generation, progress = self._generation, self._progress
             if not generation.is_open:
                 return False
-            full = any(rows is not None and rows.shape[1] != CHEAP_WIDTH for rows in tables)
+            full = False
+            for rows in tables:
+                full |= rows is not None and rows.shape[1] != CHEAP_WIDTH
             record = generation.full if full else generation.cheap
             record.fill(gauges, tables)
             generation.accumulate(counters, histograms)

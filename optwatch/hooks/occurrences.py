@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import weakref
 from collections import defaultdict
@@ -47,14 +48,16 @@ class Occurrences:
             optimizer.register_state_dict_post_hook(_without_result(guard(self._checkpoint))).remove,
             optimizer.register_load_state_dict_pre_hook(_without_result(guard(self._loading))).remove,
             optimizer.register_load_state_dict_post_hook(guard(self._loaded)).remove,
-            optimizer.register_step_post_hook(guard(self._stepped)).remove,
             listen(optimizer, probe),
         ]
+        probe.then = self._stepped
 
     def close(self) -> None:
         """Hear no more."""
         for unhook in self._unhook:
             unhook()
+        with contextlib.suppress(ReferenceError):  # the probe is gone
+            self._probe.then = None
 
     def _checkpoint(self, *_: object) -> None:
         self._event("checkpoint")
@@ -75,17 +78,17 @@ class Occurrences:
         if converted:
             self._event("format_conversion")
 
-    def _stepped(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def _stepped(self, optimizer: torch.optim.Optimizer, probe: Probe) -> None:
         self._arrivals.poll()
         found = getattr(optimizer, "found_inf", None)  # a scaler's, for a kernel that skips by itself
         if isinstance(found, torch.Tensor) and not isinstance(
             optimizer, Optimizer
         ):  # which tell in their rows
             self._arrivals.send(found, self._scaled)
-        if self._probe.skipped > self._skipped:
-            self._skipped = self._probe.skipped
+        if probe.skipped > self._skipped:
+            self._skipped = probe.skipped
             self._event("skipped_step")
-        if self._rate_jumped(self._probe.rates()):
+        if self._rate_jumped(probe.rates):
             self._event("learning_rate_change")
 
     def _scaled(self, found: float) -> None:
@@ -95,7 +98,10 @@ class Occurrences:
     def _rate_jumped(self, rates: Sequence[float]) -> bool:
         if len(rates) != len(self._rates):
             self._rates = [_Rate(value) for value in rates]
-        return any([rate.changes(value) for rate, value in zip(self._rates, rates, strict=True)])  # noqa: C419 - each is told
+        jumped = False
+        for rate, value in zip(self._rates, rates, strict=True):
+            jumped |= rate.changes(value)
+        return jumped
 
 
 class _Rate:

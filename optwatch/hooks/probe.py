@@ -92,6 +92,7 @@ class Probe:
         self._nonfinite = 0.0
         self._started = math.nan
         self._stats: StepStats | None = None
+        self.then: Callable[[torch.optim.Optimizer, Probe], None] | None = None  # called after each step
         self.overhead = 0.0  # seconds that this probe took from the training loop
         self._unhook: list[Callable[[], None]] = [
             optimizer.register_step_pre_hook(guard(self._before)).remove,
@@ -137,9 +138,10 @@ class Probe:
         """Count a step that a gradient scaler left out."""
         self.skipped += 1
 
-    def rates(self) -> list[float]:
+    @property
+    def rates(self) -> Sequence[float]:
         """The learning rates of the parameter groups at the newest step."""
-        return list(self._rates.values)
+        return self._rates.values
 
     # --- what the training loop calls ------------------------------------------------------------------------------
 
@@ -169,6 +171,8 @@ class Probe:
         self._duration.observe(ended - self._started)
         with self._alone:
             self._step_taken(optimizer, stats)
+        if self.then is not None:
+            self.then(optimizer, self)
         self.overhead += time.perf_counter() - ended
 
     def _step_taken(self, optimizer: torch.optim.Optimizer, stats: StepStats | None) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from optwatch.board import (
     BoardWriter,
@@ -46,18 +46,28 @@ class Source(Protocol):
         """Facts, as labels."""
 
 
-class _Snapshot(NamedTuple):
+class _Snapshot:
     """All that the sources have at one moment. Another thread may change a source at any other."""
 
-    gauges: list[Figures]
-    counters: list[Figures]
-    histograms: list[Sequence[tuple[Series, Histogram]]]
-    tables: list[tuple[int, Table]]  # with the ``id`` of the source
-
-    def shape(self) -> list[object]:
-        """What the values belong to: compared by identity."""
-        figures = itertools.chain(self.gauges, self.counters)
-        return [*(one.series for one in figures), *self.histograms, *(table for _, table in self.tables)]
+    def __init__(self, sources: Iterable[Source]) -> None:
+        self.gauges: list[float] = []
+        self.counters: list[float] = []
+        self.histograms: list[tuple[Series, Histogram]] = []
+        self.tables: list[int] = []  # the ``id`` of the source of each
+        self.shape: list[Any] = []  # what the values belong to, source after source: compared by identity
+        for source in sources:
+            gauges, counters, histograms, table = (
+                source.gauges(),
+                source.counters(),
+                source.histograms(),
+                source.table,
+            )
+            self.shape += (gauges.series, counters.series, histograms, table)
+            self.gauges += gauges.values
+            self.counters += counters.values
+            self.histograms += histograms
+            if table is not None:
+                self.tables.append(id(source))
 
 
 class Publisher:
@@ -72,7 +82,7 @@ class Publisher:
         self._sources: list[Source] = []
         self._writer: BoardWriter | None = None
         self._stale = True
-        self._shape: list[object] = []  # of the schema
+        self._shape: list[Any] = []  # of the schema
         self._newest = -1, time.time()  # step and its time
         self.guard = (
             threading.RLock()
@@ -97,7 +107,7 @@ class Publisher:
         """Write the schema. Raises a ``BoardError`` if the board cannot be made."""
         with self.guard:
             self._stale = False
-            self._describe(self._collect())
+            self._describe(_Snapshot(self._sources))
 
     def publish(self, step: int, rows: Mapping[int, Values]) -> None:
         """Append a record. ``rows`` maps the ``id`` of a source to the rows of its table."""
@@ -113,43 +123,34 @@ class Publisher:
 
     def _append(self, rows: Mapping[int, Values]) -> None:
         stale, self._stale = self._stale, False
-        now = self._collect()
+        now = _Snapshot(self._sources)
         # Another thread may be about to tell that its series are others.
-        if stale or not same(self._shape, now.shape()):
+        if stale or not same(self._shape, now.shape):
             self._describe(now)
         assert self._writer is not None
         self._writer.publish(
             *self._newest,
-            [value for figures in now.gauges for value in figures.values],
-            apply_folds(self._folds, [rows.get(source) for source, _ in now.tables]),
-            [value for figures in now.counters for value in figures.values],
-            [(histogram.counts, histogram.sum) for pairs in now.histograms for _, histogram in pairs],
-        )
-
-    def _collect(self) -> _Snapshot:
-        sources = self._sources
-        return _Snapshot(
-            [source.gauges() for source in sources],
-            [source.counters() for source in sources],
-            [source.histograms() for source in sources],
-            [(id(source), table) for source in sources if (table := source.table) is not None],
+            now.gauges,
+            apply_folds(self._folds, list(map(rows.get, now.tables))),
+            now.counters,
+            [(histogram.counts, histogram.sum) for _, histogram in now.histograms],
         )
 
     def _describe(self, now: _Snapshot) -> None:
         """Open a board, or a new generation of it, whose schema is that of ``now``."""
-        self._shape = now.shape()
+        self._shape = now.shape
+        gauges, counters = (itertools.chain(*now.shape[i::4]) for i in range(2))
         schema, self._folds = fit(
             Schema(
                 run=self._run,
-                gauges=tuple(series for figures in now.gauges for series in figures.series),
-                counters=tuple(series for figures in now.counters for series in figures.series),
+                gauges=tuple(gauges),
+                counters=tuple(counters),
                 infos=tuple(series for source in self._sources for series in source.infos()),
                 histograms=tuple(
                     HistogramSeries(series.name, series.labels, histogram.bounds)
-                    for pairs in now.histograms
-                    for series, histogram in pairs
+                    for series, histogram in now.histograms
                 ),
-                tables=tuple(table for _, table in now.tables),
+                tables=tuple(table for table in now.shape[3::4] if table is not None),
             )
         )
         if self._writer is None:

@@ -259,7 +259,9 @@ class Watch:
             if self._publisher is None:
                 return
             self._forget_the_dead()
-            self._context.overhead = self._spent + sum(one.overhead for one in self._probes)
+            self._context.overhead = self._spent
+            for one in self._probes:
+                self._context.overhead += one.overhead
             if probe is self._probes[0]:
                 self._context.stepped()
                 if step % self._every == 1 % self._every:
@@ -283,9 +285,10 @@ class Watch:
             self._publisher.changed()
 
     def _forget_the_dead(self) -> None:
-        if self._publisher is None:
+        dead = [one for one in self._probes if not one.alive]
+        if self._publisher is None or not dead:
             return
-        for probe in [one for one in self._probes if not one.alive]:
+        for probe in dead:
             self._spent += probe.overhead
             self._probes.remove(probe)
             for source in probe.sources:
