@@ -77,11 +77,13 @@ class Inputs:
         self._seeds: list[int] | None = None  # that the streams come from
         self._stochastic = spec.stochastic
         self._no_keys = np.zeros((len(parameters), len(spec.codecs) + 1, 2), np.uint32)
+        self._scalars = np.empty((len(parameters), len(spec.rule.scalars)), np.float32)
+        self._flat = self._scalars.reshape(-1).data
 
     def make(
         self, groups: Groups, options: Sequence[str], aside: Mapping[str, float], fewer: int = 0
     ) -> tuple[Scalars, Keys]:
-        """Those of a step; of one that was counted ``fewer`` times less.
+        """Those of a step; of one that was counted ``fewer`` times less. Until the next step they are the caller's.
 
         Options given ``aside`` are added, and random numbers are then others.
         """
@@ -92,18 +94,21 @@ class Inputs:
             rows = [self._row(groups[int(group)], options, aside, step) for step, group in pairs.tolist()]
             return _spread(rows, row_of.reshape(-1)), self._keys(groups, aside, steps)
         step = max(common - fewer, 0.0)
+        keys = self._keys(groups, aside, step)
         rows = [self._row(groups[group], options, aside, step) for group in self._groups]
-        return _spread(rows, self._member), self._keys(groups, aside, step)
+        if len(rows) > 1 or fewer:
+            return _spread(rows, self._member), keys
+        self._flat[:] = rows[0] * len(self._scalars)
+        return self._scalars, keys
 
     def _row(
         self, group: Mapping[str, Any], options: Sequence[str], aside: Mapping[str, float], step: float
-    ) -> Sequence[float]:
+    ) -> array[float]:
         """The scalars of the tensors in a group."""
         values: dict[str, Any] = {name: _number(group[name]) for name in options}
         if aside:
             values.update(aside)
-        row: Sequence[float] = self._spec.rule.prepare(values, max(step, 1.0))
-        return row
+        return array("f", self._spec.rule.prepare(values, max(step, 1.0)))
 
     def _keys(self, groups: Groups, aside: Mapping[str, float], steps: float | NDArray[np.float64]) -> Keys:
         if not self._stochastic:
@@ -120,14 +125,10 @@ class Inputs:
         return streams(~numbers if aside else numbers, self._parameters, self._no_keys.shape[1])
 
 
-def _spread(rows: Sequence[Sequence[float]], row_of: NDArray[np.intp]) -> Scalars:
+def _spread(rows: Sequence[array[float]], row_of: NDArray[np.intp]) -> Scalars:
     """The row of each tensor, as fp32 ``[n, len(row)]``."""
-    made: Scalars
-    if len(rows) == 1:
-        made = np.ndarray((len(row_of), len(rows[0])), np.float32, array("f", rows[0]) * len(row_of))
-    else:
-        made = np.array([array("f", row) for row in rows], np.float32)[row_of]
-    return made
+    spread: Scalars = np.array(rows, np.float32)[row_of]
+    return spread
 
 
 def _number(option: Any) -> float | tuple[float, ...]:
