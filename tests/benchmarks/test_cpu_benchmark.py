@@ -121,4 +121,10 @@ def test_the_committed_result_is_whole_and_names_its_command() -> None:
     assert set(measured) | TO_MEASURE == {case.name for case in CASES}
     assert not set(measured) & TO_MEASURE, "these are measured now: take them off the list"
     assert None not in measured.values()
-    assert (RESULTS / "cpu.md").read_text() == report(document)
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu-xeon"])
+def test_the_committed_table_is_that_of_its_samples(name: str) -> None:
+    """On whichever processor."""
+    document = json.loads((RESULTS / f"{name}.json").read_text())
+    assert (RESULTS / f"{name}.md").read_text() == report(document)

@@ -86,7 +86,7 @@ inline void cubic_store(const Part& part, int n, const float* exact, const Note&
       std::memset(codes + start, 0, static_cast<size_t>(length));
       continue;
     }
-    in_packs(length, [=](int i, auto size) {
+    in_packs(length, [=](int i, auto size) OPTWATCH_INLINE_BODY {
       const auto x = load_pack<size.value>(exact + start + i);
       const auto root = cbrt_times_127(x * inverse);
       const auto code =
@@ -336,9 +336,9 @@ OPTWATCH_INLINE void store_rounded(uint8_t* codes, const Pack<Int, size>& fixed,
   }
 #elif defined(__AVX2__)
   // The same with 16 elements, which come out of packing in another order than they went in.
-  if constexpr (size % 2 == 0) {
+  if constexpr (size % 4 == 0) {
     const __m256i k = _mm256_set1_epi16(static_cast<short>(bend)), zero = _mm256_setzero_si256();
-    for (int j = 0; j < size; j += 2) {
+    const auto rounded = [&](int j) OPTWATCH_INLINE_BODY {
       const __m256i a = (__m256i)fixed.v[j], b = (__m256i)fixed.v[j + 1];
       const __m256i whole = _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
       const __m256i f = _mm256_packus_epi32(_mm256_blend_epi16(a, zero, 0xaa), _mm256_blend_epi16(b, zero, 0xaa));
@@ -346,10 +346,13 @@ OPTWATCH_INLINE void store_rounded(uint8_t* codes, const Pack<Int, size>& fixed,
       const __m256i p = _mm256_sub_epi16(f, _mm256_mulhi_epu16(_mm256_mulhi_epu16(f, rest), k));
       const __m256i random = _mm256_permute4x64_epi64(load_as<__m256i>(numbers + j * kWidth), 0xd8);
       const __m256i down = _mm256_cmpeq_epi16(_mm256_max_epu16(random, p), random);
-      const __m256i code = _mm256_add_epi16(_mm256_sub_epi16(whole, _mm256_set1_epi32(-1)), down);
-      const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5);
-      const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(code, code), order);
-      store(codes + j * kWidth, _mm_max_epu8(_mm256_castsi256_si128(bytes), _mm_set1_epi8(1)));
+      return _mm256_add_epi16(_mm256_sub_epi16(whole, _mm256_set1_epi32(-1)), down);
+    };
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+#pragma GCC unroll 2
+    for (int j = 0; j < size; j += 4) {
+      const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(rounded(j), rounded(j + 2)), order);
+      store(codes + j * kWidth, _mm256_max_epu8(bytes, _mm256_set1_epi8(1)));
     }
     return;
   }
@@ -365,14 +368,14 @@ OPTWATCH_INLINE void store_rounded(uint8_t* codes, const Pack<Int, size>& fixed,
 template <bool plain>
 OPTWATCH_INLINE void log_encode(const LogGrid& grid, const float* exact, const uint16_t* numbers, int n,
                                 uint8_t* codes) {
-  in_packs(n, [=](int i, auto size) {
+  in_packs(n, [=](int i, auto size) OPTWATCH_INLINE_BODY {
     const auto v = load_pack<size.value>(exact + i);
     const auto above = each(v, [=](Float x) { return plain ? x : maximum(x, splat(grid.lowest)); });
     const auto position = fma(log2(above * grid.inverse), grid.per_step * 65536.0f, 65536.0f);
     store_rounded(codes + i, each(position, nearest), numbers + i, grid.bend);
   });
   if constexpr (!plain)
-    for (int i = 0; i < (n + kPad - 1) / kPad * kPad; i++) codes[i] = exact[i] == 0 ? 0 : codes[i];  // padding, too
+    for (int i = 0; i < padded_length(n); i++) codes[i] = exact[i] == 0 ? 0 : codes[i];  // padding, too
 }
 
 struct LogNote {

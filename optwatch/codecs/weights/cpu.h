@@ -43,7 +43,7 @@ struct Split {
   static const float* load(const Part& part, int n, float* scratch) {
     const uint16_t* values = static_cast<const uint16_t*>(part.values);
     const Correction* corrections = static_cast<const Correction*>(part.correction);
-    for (int i = 0; i < n; i += kWidth) {
+    for (int i = 0; i < padded_length(n); i += kWidth) {
       const Int upper = load_narrow(values + i) << 16, correction = load_narrow(corrections + i) << kLost;
       // Only a zero that was written from outside is smaller than its correction.
       optwatch::OPTWATCH_ISA::store(scratch + i, upper + maximum(correction, -(upper & ~kSignBit)));

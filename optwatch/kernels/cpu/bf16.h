@@ -2,12 +2,13 @@
 #pragma once
 
 #include "simd.h"
+#include "tables.h"
 
 namespace optwatch::OPTWATCH_ISA {
 
 OPTWATCH_INLINE const float* widen(const void* values, int n, float* scratch) {
   const uint16_t* in = static_cast<const uint16_t*>(values);
-  for (int i = 0; i < n; i += kWidth) store(scratch + i, load_narrow(in + i) << 16);
+  for (int i = 0; i < padded_length(n); i += kWidth) store(scratch + i, load_narrow(in + i) << 16);
   return scratch;
 }
 

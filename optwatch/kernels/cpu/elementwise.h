@@ -24,7 +24,7 @@ inline Squares elementwise_loop(const float* g, const float* w, float* w_new, co
   for (int s = 0; s < R::kSlots; s++) in[s] = state[s], out[s] = next[s];
   Float grad_sq{}, update_sq{}, weight_sq{};
   Int unchanged{};
-  in_packs<1>(n, [&](int i, auto size) {
+  in_packs<kPad / kWidth>(n, [&](int i, auto size) {
     constexpr int k = size.value;
     ahead.ask<0, 2 + R::kSlots>();
     Floats<k> values[R::kSlots + 1];

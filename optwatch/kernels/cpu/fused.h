@@ -110,29 +110,31 @@ struct BytePlan {
     Ranges ranges;
     Sums sums = *sums_out;
     Ahead ahead = *ahead_out;
-    ahead.ask_bytes<2, 2 + R::kSlots>(kShort / kWidth, kWidth);
-    in_packs<Freely<R>::kTogether>(length_of(start, kShort, b.n), [&](int at, auto size) {
-      constexpr int k = size.value;
-      const int i = start + at;
-      Floats<k> state[R::kSlots];
-      for_each_of(Slots{}, [&](auto s) { state[s.value] = std::get<s.value>(readers).template read<k>(i); });
-      const Floats<k> grad = load_pack<k>(grads + i), weight = load_pack<k>(weights + i);
-      const Floats<k> u = Freely<R>::template step<bare>(state, grad, weight, h);
-      for_each_of(Slots{}, [&](auto s) { store(next[s.value] + i, state[s.value]); });
-      const Floats<k> moved = R::apply(weight, u, h);
-      store(new_weights + i, moved);
-      if constexpr (keep != Keep::kNothing) store(updates + i, u);
-      for (int j = 0; j < k; j++) {
-        if constexpr (keep == Keep::kAll) {
-          sums.weight = fma(moved.v[j], moved.v[j], sums.weight);
-          sums.unchanged = count(sums.unchanged, equal(moved.v[j], weight.v[j]));
-        }
-        ahead.ask<0, 2>();
-        for_each_of(Slots{}, [&](auto s) { std::get<s.value>(ranges).add(state[s.value].v[j]); });
-        sums.grad = fma(grad.v[j], grad.v[j], sums.grad);
-        sums.update = fma(u.v[j], u.v[j], sums.update);
-      }
-    });
+    ahead.ask_bytes<2, 2 + R::kSlots, kShort>();
+    constexpr int kLineful = kPad / kWidth;
+    in_packs<(Freely<R>::kTogether < kLineful ? kLineful : Freely<R>::kTogether)>(
+        length_of(start, kShort, b.n), [&](int at, auto size) {
+          constexpr int k = size.value;
+          const int i = start + at;
+          Floats<k> state[R::kSlots];
+          for_each_of(Slots{}, [&](auto s) { state[s.value] = std::get<s.value>(readers).template read<k>(i); });
+          const Floats<k> grad = load_pack<k>(grads + i), weight = load_pack<k>(weights + i);
+          const Floats<k> u = Freely<R>::template step<bare>(state, grad, weight, h);
+          for_each_of(Slots{}, [&](auto s) { store(next[s.value] + i, state[s.value]); });
+          const Floats<k> moved = R::apply(weight, u, h);
+          store(new_weights + i, moved);
+          if constexpr (keep != Keep::kNothing) store(updates + i, u);
+          for (int j = 0; j < k; j++) {
+            if constexpr (keep == Keep::kAll) {
+              sums.weight = fma(moved.v[j], moved.v[j], sums.weight);
+              sums.unchanged = count(sums.unchanged, equal(moved.v[j], weight.v[j]));
+            }
+            if (j % kLineful == 0) ahead.ask<0, 2>();
+            for_each_of(Slots{}, [&](auto s) { std::get<s.value>(ranges).add(state[s.value].v[j]); });
+            sums.grad = fma(grad.v[j], grad.v[j], sums.grad);
+            sums.update = fma(u.v[j], u.v[j], sums.update);
+          }
+        });
     *ranges_out = ranges;
     *sums_out = sums;
     *ahead_out = ahead;

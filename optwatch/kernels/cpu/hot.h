@@ -58,37 +58,39 @@ struct AdamInt8 {
     Magnitude m_range;
     Ranges ranges = *ranges_out;
     Sums sums = *sums_out;
-    sums.ahead.template ask_bytes<2, 2 + R::kSlots>(kCubicBlock / kWidth, kWidth);
-    for (const int end = i + n; i < end; i += kWidth) {
+    sums.ahead.template ask_bytes<2, 2 + R::kSlots, kCubicBlock>();
+    for (const int end = i + n; i < end;) {
       sums.ahead.template ask<0, 2>();
-      const Float raw = load(grads + i), w = load(weights + i);
-      Float g = scaled ? raw * h.grad_scale : raw;
-      if constexpr (!kDecoupled) g = fma(w, splat(h.l2), g);
-      const Float square = g * g;
-      sums.grad = fma(raw, raw, sums.grad);
-      const Float m = m_reader.read_onto<1>({g * h.one_minus_beta1}, i).v[0];
-      const Float v = v_reader.read_onto<1>({square * h.one_minus_beta2}, i).v[0];
-      Float top = v;
-      if constexpr (kMaximum) {
-        top = larger_square(top_reader.read<1>(i).v[0], v);
-        store(next_top + i, top);
-        ranges.top.add(top);
+      for (const int line = i + kPad; i < line; i += kWidth) {
+        const Float raw = load(grads + i), w = load(weights + i);
+        Float g = scaled ? raw * h.grad_scale : raw;
+        if constexpr (!kDecoupled) g = fma(w, splat(h.l2), g);
+        const Float square = g * g;
+        sums.grad = fma(raw, raw, sums.grad);
+        const Float m = m_reader.read_onto<1>({g * h.one_minus_beta1}, i).v[0];
+        const Float v = v_reader.read_onto<1>({square * h.one_minus_beta2}, i).v[0];
+        Float top = v;
+        if constexpr (kMaximum) {
+          top = larger_square(top_reader.read<1>(i).v[0], v);
+          store(next_top + i, top);
+          ranges.top.add(top);
+        }
+        const Float root = sqrt(top), u = m / fma(root, splat(root_factor), splat(eps));
+        store(next_m + i, m);
+        store(next_v + i, v);
+        Float moved = w - u;
+        if constexpr (kDecoupled) moved = fma(w, splat(h.decay), -u);
+        store(new_weights + i, moved);
+        if constexpr (keep) {
+          sums.weight = fma(moved, moved, sums.weight);
+          sums.unchanged = count(sums.unchanged, equal(moved, w));
+          store(updates + i, u);
+          store(roots + i, root);
+        }
+        sums.update = fma(u, u, sums.update);
+        m_range.add(m);
+        ranges.v.add(v);
       }
-      const Float root = sqrt(top), u = m / fma(root, splat(root_factor), splat(eps));
-      store(next_m + i, m);
-      store(next_v + i, v);
-      Float moved = w - u;
-      if constexpr (kDecoupled) moved = fma(w, splat(h.decay), -u);
-      store(new_weights + i, moved);
-      if constexpr (keep) {
-        sums.weight = fma(moved, moved, sums.weight);
-        sums.unchanged = count(sums.unchanged, equal(moved, w));
-        store(updates + i, u);
-        store(roots + i, root);
-      }
-      sums.update = fma(u, u, sums.update);
-      m_range.add(m);
-      ranges.v.add(v);
     }
     *m_range_out = m_range;
     *ranges_out = ranges;

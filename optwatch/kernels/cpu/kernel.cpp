@@ -122,7 +122,7 @@ Ahead ahead_of(const Tables& t, const Work& work, const Block& b) {
   const auto stream = [&](int k, const void* block, const void* following, int bits) {
     const auto* from = static_cast<const char*>(block) + distance * bits / 8;
     ahead.at[k] = more ? from : static_cast<const char*>(next ? following : block);
-    ahead.step[k] = more || next ? kWidth * bits / 8 : 0;
+    ahead.step[k] = more || next ? kPad * bits / 8 : 0;
   };
   stream(0, b.grad, work.following_grad, 8 * t.grad->bytes);
   stream(1, b.weight.values, next ? next->param : nullptr, t.weight->bits);
@@ -202,7 +202,7 @@ void step_padded(const Tables& t, const Work& work, Block b, Arrays& a, double* 
   const auto copy = [&](char* to, const void* from, int bits) {
     const size_t bytes = static_cast<size_t>(bytes_of(b.n, bits));
     std::memcpy(to, from, bytes);
-    std::memset(to + bytes, 0, static_cast<size_t>(bytes_of((b.n + kPad - 1) / kPad * kPad, bits)) - bytes);
+    std::memset(to + bytes, 0, static_cast<size_t>(bytes_of(padded_length(b.n), bits)) - bytes);
   };
   const auto copy_back = [&](void* to, const char* from, int bits) {
     std::memcpy(to, from, static_cast<size_t>(bytes_of(b.n, bits)));

@@ -14,6 +14,7 @@
 #endif
 
 #define OPTWATCH_INLINE inline __attribute__((always_inline))
+#define OPTWATCH_INLINE_BODY __attribute__((always_inline))  // of a lambda
 
 namespace optwatch::OPTWATCH_ISA {
 

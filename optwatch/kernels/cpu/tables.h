@@ -13,8 +13,10 @@ constexpr int kBlock = 512;
 constexpr int kMaxSlots = 4;
 constexpr int kMaxBuffers = 4;
 constexpr int kMaxNorms = 2;
-// Arrays are padded to this many elements, so that loops over vectors need no scalar remainder on any processor.
+// Arrays are padded to this many elements, with zeros in what is loaded, so that loops over vectors need no scalar
+// remainder on any processor.
 constexpr int kPad = 16;
+constexpr int padded_length(int n) { return (n + kPad - 1) / kPad * kPad; }
 
 struct Key {
   uint32_t k0, k1;  // of (seed, parameter, slot, step), see optwatch/kernels/random.py
@@ -62,14 +64,14 @@ struct Codec {
 };
 
 // Memory that is asked for while a block is worked on: of the gradient, the weight and the slots, somewhat ahead. A
-// block in the first-level cache tells the processor nothing of the next one, so the loop over it asks, a little with
-// every vector: all at once there would be more requests than a core can have under way.
+// block in the first-level cache tells the processor nothing of the next one, so the loop over it asks, a little at a
+// time: all at once there would be more requests than a core can have under way.
 struct Ahead {
   static constexpr int kMaxStreams = 2 + kMaxSlots;
   const char* at[kMaxStreams];
-  int step[kMaxStreams];  // bytes of a vector; 0 where no block follows
+  int step[kMaxStreams];  // bytes of kPad elements, of fp32 a cache line; 0 where no block follows
 
-  // For the next vector, of the streams [first, last).
+  // For the next kPad elements, of the streams [first, last).
   template <int first, int last>
   inline __attribute__((always_inline)) void ask() {
     for (int k = first; k < last; k++) {
@@ -77,12 +79,12 @@ struct Ahead {
       at[k] += step[k];
     }
   }
-  // For the next so many vectors of one byte an element, of which several share a line.
-  template <int first, int last>
-  inline __attribute__((always_inline)) void ask_bytes(int vectors, int width) {
+  // For the next so many elements of a byte each, of which several share a line.
+  template <int first, int last, int elements>
+  inline __attribute__((always_inline)) void ask_bytes() {
     for (int k = first; k < last; k++) {
-      for (int i = 0; i < vectors * width; i += kLine) __builtin_prefetch(at[k] + i, 1);
-      at[k] += vectors * step[k];
+      for (int i = 0; i < elements; i += kLine) __builtin_prefetch(at[k] + i, 1);
+      at[k] += elements / kPad * step[k];
     }
   }
 };
@@ -108,8 +110,9 @@ struct HotBlock {
   float* new_weight;   // may alias `weight`
   float* const* next;  // [slots], the new state
   Keep keep;
-  float *update, *root;  // what is subtracted, and the root of Adam's denominator for `observe`, as far as they are kept
-  Note* notes;         // [slots], for the codecs' store
+  float *update,
+      *root;    // what is subtracted, and the root of Adam's denominator for `observe`, as far as they are kept
+  Note* notes;  // [slots], for the codecs' store
   Ahead ahead;
 };
 
