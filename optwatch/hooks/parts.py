@@ -110,6 +110,8 @@ class Parts:
         self, optimizer: torch.optim.Optimizer, stats: StepStats | None, step: int, full: bool
     ) -> tuple[StepStats | None, bool]:
         """The statistics of the step that has ended, with the rows of sampled blocks; whether a table changed."""
+        if self._foreign is None and not self._sampled:
+            return stats, False
         if self._foreign is not None:
             stats = self._attempt(self._foreign, self._foreign.after, optimizer, step, full)
         changed, rows = False, list[PlanStats]()

@@ -92,6 +92,7 @@ class Probe:
         self._nonfinite = 0.0
         self._started = math.nan
         self._stats: StepStats | None = None
+        self._capturable = False
         self.then: Callable[[torch.optim.Optimizer, Probe], None] | None = None  # called after each step
         self.overhead = 0.0  # seconds that this probe took from the training loop
         self._unhook: list[Callable[[], None]] = [
@@ -100,7 +101,7 @@ class Probe:
         ]
         self._unsubscribe: Callable[[], None] = lambda: None
         if isinstance(optimizer, Optimizer):
-            self._unsubscribe = optimizer.subscribe(guard(self._receive), every)
+            self._unsubscribe = optimizer.subscribe(self._receive, every)
         self._sizes.read(optimizer, full=True)
         self._read_rates(optimizer)
 
@@ -153,7 +154,7 @@ class Probe:
         self._started = time.perf_counter()
         self.overhead += self._started - begun
 
-    def _receive(self, stats: StepStats) -> None:
+    def _receive(self, stats: StepStats) -> None:  # nothing here can fail, so nothing guards it
         self._stats = stats
 
     def _is_full(self, step: int) -> bool:
@@ -204,7 +205,9 @@ class Probe:
             self.skipped += 1
         changed = stats.layouts != self._layouts
         self._layouts, self._step = stats.layouts, stats.step
-        if (changed or not self._replays.prepared) and _capturable(optimizer):
+        if changed:  # which an option that becomes another one makes of it
+            self._capturable = any(group.get("capturable") for group in optimizer.param_groups)
+        if self._capturable and (changed or not self._replays.prepared):
             self._replays.prepare(stats)
         if (changed or stats.full) and self._main.lay_out(
             stats.layouts, optimizer, absent=self._parts.absent, sampled=self._parts.sampled
@@ -362,10 +365,6 @@ class Probe:
 
 def _captured(optimizer: torch.optim.Optimizer) -> bool:
     return isinstance(optimizer, Optimizer) and optimizer.capturing
-
-
-def _capturable(optimizer: torch.optim.Optimizer) -> bool:
-    return any(group.get("capturable") for group in optimizer.param_groups)
 
 
 def _on_host(value: object) -> float:
