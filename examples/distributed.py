@@ -1,5 +1,6 @@
 """Several ranks: ``torchrun --nproc-per-node 2 examples/distributed.py [--fsdp]``."""
 
+import gc
 import sys
 
 import torch
@@ -28,4 +29,11 @@ for _ in range(10):
 
 watch.close()
 print(f"rank {dist.get_rank()} of {dist.get_world_size()} trained")
+del (
+    model,
+    optimizer,
+    watch,
+    loss,
+)  # what lives on keeps threads of the group, which may end an exit with SIGABRT
+gc.collect()
 dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -228,4 +229,5 @@ if __name__ == "__main__":
     a_loss_scaler()
     if dist.get_rank() == 0:
         print("equal")
+    gc.collect()  # models that live on keep threads of the group, which may end an exit with SIGABRT
     dist.destroy_process_group()
