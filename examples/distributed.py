@@ -29,11 +29,7 @@ for _ in range(10):
 
 watch.close()
 print(f"rank {dist.get_rank()} of {dist.get_world_size()} trained")
-del (
-    model,
-    optimizer,
-    watch,
-    loss,
-)  # what lives on keeps threads of the group, which may end an exit with SIGABRT
+# A model that lives on keeps threads of the group, which may end the exit with SIGABRT.
+del model, optimizer, watch, loss
 gc.collect()
 dist.destroy_process_group()
