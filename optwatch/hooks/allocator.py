@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 
 from optwatch.board import Histogram, Series, Table
-from optwatch.hooks.figures import NONE, Figures, figures, labelled
+from optwatch.hooks.figures import NONE, Figures, labelled, renewed
 
 #: Metric -> key of ``torch.cuda.memory_stats``. Peaks are torch's own and never reset here.
 GAUGES = {
@@ -50,8 +50,8 @@ class Allocator:
         self._stats = {uuid: torch.cuda.memory_stats(device) for uuid, device in self._devices.items()}
         self._pinned = pinned_bytes() if self._devices else None
         pinned = [] if self._pinned is None else [(labelled("optwatch.pinned_memory"), self._pinned)]
-        self._gauges = _renewed(self._gauges, [*self._values(GAUGES), *pinned])
-        self._counters = _renewed(self._counters, self._values(COUNTERS))
+        self._gauges = renewed(self._gauges, [*self._values(GAUGES), *pinned])
+        self._counters = renewed(self._counters, self._values(COUNTERS))
         return sum(count - before[uuid] for uuid, count in self._failures().items() if uuid in before)
 
     def gauges(self) -> Figures:
@@ -79,12 +79,6 @@ class Allocator:
             for uuid, stats in self._stats.items()
             for name, key in keys.items()
         ]
-
-
-def _renewed(known: Figures, pairs: Sequence[tuple[Series, float]]) -> Figures:
-    """``pairs`` as figures, with the series that are ``known`` if they are those."""
-    found = figures(pairs)
-    return Figures(known.series, found.values) if found.series == known.series else found
 
 
 def pinned_bytes() -> float | None:

@@ -83,7 +83,8 @@ class Context:
 
     def event(self, name: str) -> None:
         """Note that something happened, now. Raises ``ValueError`` for a name that cannot be a label."""
-        if name not in self._events:
+        new = name not in self._events
+        if new:
             if not _EVENT.fullmatch(name):
                 raise ValueError("expected up to 40 of a-z, 0-9 and _")
             if len(self._events) == len(EVENTS) + MAXIMUM_OWN_EVENTS:
@@ -91,7 +92,7 @@ class Context:
             self._events[name] = 0.0
         self._events[name] += 1
         self._newest[name] = time.time()
-        if len(self._newest) != self._named_events:
+        if new:
             self._name()
             self._changed()
 
@@ -114,7 +115,6 @@ class Context:
 
     def _name(self) -> None:
         """Make the series of what there is by now."""
-        self._named_events = len(self._newest)
         self._gauge_series = (
             labelled("optwatch.loss"),
             labelled("optwatch.host_memory.peak"),

@@ -31,6 +31,12 @@ def figures(pairs: Iterable[tuple[Series, float]]) -> Figures:
     return Figures(tuple(series for series, _ in found), [value for _, value in found])
 
 
+def renewed(known: Figures, pairs: Iterable[tuple[Series, float]]) -> Figures:
+    """``pairs`` as figures, of the very series that are ``known`` if they are equal to those."""
+    found = figures(pairs)
+    return Figures(known.series, found.values) if found.series == known.series else found
+
+
 class Joined:
     """Figures of several origins as one."""
 

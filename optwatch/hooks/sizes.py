@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from optwatch.board import Series
-from optwatch.hooks.figures import NONE, Figures, figures, labelled
+from optwatch.hooks.figures import NONE, Figures, labelled, renewed
 from optwatch.optim import Optimizer
 from optwatch.optim.count import PLAIN, count_bytes, state_leaves, storages
 from optwatch.optim.sharded import local
@@ -55,12 +55,9 @@ class Sizes:
             self.gradients = tensor_series(optimizer, self._name, ("gradient",))
         elif not anew:
             return False
-        found = figures(self.state + self.tensors + self.gradients)
-        if found.series == self._figures.series:
-            self._figures = Figures(self._figures.series, found.values)
-            return False
-        self._figures = found
-        return True
+        before = self._figures.series
+        self._figures = renewed(self._figures, self.state + self.tensors + self.gradients)
+        return self._figures.series is not before
 
     def _changed(self, optimizer: torch.optim.Optimizer) -> bool:
         state = optimizer.state

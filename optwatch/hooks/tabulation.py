@@ -88,10 +88,8 @@ class Tabulation:
         if self.table is None:
             return None
         width = row_length(len(self.table.slots)) if full else len(CHEAP_FIELDS)
-        if (
-            self._share is None and len(plans) == len(self._layouts) == 1
-        ):  # the usual case: there is nothing to do
-            ((layout, values),) = plans
+        if self._share is None and len(plans) == len(self._layouts) == 1:
+            ((layout, values),) = plans  # as almost always: the rows are the table's
             if layout.slots == self.table.slots:
                 return values[:, :width]
         table = np.zeros((len(self.table.tensors), width))

@@ -96,8 +96,9 @@ class BoundPlan(Protocol):
         ``grads`` are contiguous, of the spec's type, one for each bound tensor; a tensor without gradient is left
         alone and its row is zero. ``scalars`` is ``[n, len(rule.scalars)]`` and ``keys`` ``[n, slots + 1, 2]``, the
         last one the weight's. The rows are float64 ``[n, spec.columns]`` on the plan's device; without ``full`` only
-        ``CHEAP_FIELDS`` are summed and the rest is zero. The buffer is used again two runs later. Nothing waits for the
-        device. With ``zero``, gradient elements that are NaN or infinite count as zero, in the statistics too.
+        ``CHEAP_FIELDS`` are summed and the rest is zero. The buffer is used again two runs later; ``scalars`` and
+        ``keys`` are the caller's again at once. Nothing waits for the device. With ``zero``, gradient elements that are
+        NaN or infinite count as zero, in the statistics too.
         """
 
 

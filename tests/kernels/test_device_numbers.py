@@ -21,12 +21,17 @@ ENDS: tuple[dict[str, Any], ...] = (
 )
 
 
+def options_of(rule: str, ends: int) -> dict[str, Any]:
+    """The options of one tensor, as arrays."""
+    options = OPTIONS | OWN_OPTIONS.get(rule, {}) | (ASIDE.get(rule, {}) if ends == 1 else {})
+    return options | {name: np.array([value]) for name, value in ENDS[ends].items() if name in options}
+
+
 @pytest.mark.parametrize("ends", range(len(ENDS)))
 @pytest.mark.parametrize("rule", RULES)
 def test_scalars(rule: str, ends: int) -> None:
     """The same fp32 numbers, but for a power or a root that the libraries round otherwise: then the next one."""
-    options = OPTIONS | OWN_OPTIONS.get(rule, {}) | (ASIDE.get(rule, {}) if ends == 1 else {})
-    options |= {name: np.array([value]) for name, value in ENDS[ends].items() if name in options}
+    options = options_of(rule, ends)
     values = {name: np.repeat(value, len(STEPS), axis=0) for name, value in options.items()}
     there = RULES[rule].prepare({n: torch.from_numpy(v) for n, v in values.items()}, torch.from_numpy(STEPS))
     here = RULES[rule].prepare(values, STEPS)
@@ -54,8 +59,7 @@ def test_keys() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_scalars_of_floats(rule: str, ends: int) -> None:
     """Those that a step gets on the host, against the arrays': the same, but for the last bit of a power or a root."""
-    options = OPTIONS | OWN_OPTIONS.get(rule, {}) | (ASIDE.get(rule, {}) if ends == 1 else {})
-    options |= {name: np.array([value]) for name, value in ENDS[ends].items() if name in options}
+    options = options_of(rule, ends)
     values = {name: np.repeat(value, len(STEPS), axis=0) for name, value in options.items()}
     numbers = {name: tuple(v[0].tolist()) if v.ndim == 2 else float(v[0]) for name, v in options.items()}
     one_by_one = np.array([RULES[rule].prepare(numbers, step) for step in STEPS.tolist()], np.float32)

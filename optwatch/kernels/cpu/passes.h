@@ -72,6 +72,8 @@ OPTWATCH_INLINE void for_each_block(const Work& work, F f) {
     f(first, static_cast<int>(work.stop - first < kBlock ? work.stop - first : kBlock));
 }
 
+constexpr int kPage = 4096;
+
 // GradField of the gradients of a work item.
 inline void sum_gradients(const Tables& t, const Work& work) {
   alignas(64) float wide[kBlock], finite[kBlock];

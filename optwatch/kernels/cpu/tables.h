@@ -22,7 +22,7 @@ struct Key {
   uint32_t k0, k1;  // of (seed, parameter, slot, step), see optwatch/kernels/random.py
 };
 
-constexpr int kPage = 4096, kLine = 64;
+constexpr int kLine = 64;  // bytes that come from memory at once
 
 constexpr int64_t bytes_of(int64_t elements, int bits) { return (elements * bits + 7) / 8; }
 
@@ -110,9 +110,9 @@ struct HotBlock {
   float* new_weight;   // may alias `weight`
   float* const* next;  // [slots], the new state
   Keep keep;
-  float *update,
-      *root;    // what is subtracted, and the root of Adam's denominator for `observe`, as far as they are kept
-  Note* notes;  // [slots], for the codecs' store
+  float* update;  // what is subtracted, as far as it is kept
+  float* root;    // of the second moment in the denominator, for `observe`, with Keep::kAll
+  Note* notes;    // [slots], for the codecs' store
   Ahead ahead;
 };
 
