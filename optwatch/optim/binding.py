@@ -172,7 +172,12 @@ class Binding:
             prepare = functools.partial(self._inputs.make, groups, options, aside)
             rows = self._run_decided(prepare, grads, full, verdict, not aside)
         else:
-            scalars, numbers = self._inputs.make(groups, options, aside)
+            try:
+                scalars, numbers = self._inputs.make(groups, options, aside)
+            except ValueError:
+                if not aside:
+                    self._counts.take_back(np.logical_not(absent))
+                raise
             if verdict is not None:
                 scalars[:, 0] *= verdict.factor
             rows = self._plan.run(grads, scalars, numbers, full, verdict is not None and verdict.zero)

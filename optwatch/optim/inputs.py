@@ -104,11 +104,17 @@ class Inputs:
     def _row(
         self, group: Mapping[str, Any], options: Sequence[str], aside: Mapping[str, float], step: float
     ) -> array[float]:
-        """The scalars of the tensors in a group."""
-        values: dict[str, Any] = {name: _number(group[name]) for name in options}
-        if aside:
-            values.update(aside)
-        return array("f", self._spec.rule.prepare(values, max(step, 1.0)))
+        """The scalars of the tensors in a group. Raises a ``ValueError`` for options that there is no step with."""
+        try:
+            values: dict[str, Any] = {name: _number(group[name]) for name in options}
+            if aside:
+                values.update(aside)
+            return array("f", self._spec.rule.prepare(values, max(step, 1.0)))
+        except (ArithmeticError, TypeError, ValueError) as error:
+            given = ", ".join(f"{name}={group[name]!r}" for name in options)
+            raise ValueError(
+                f"no step can be taken with {given}: {error}; an option was changed after construction, set it right"
+            ) from error
 
     def _keys(self, groups: Groups, aside: Mapping[str, float], steps: float | NDArray[np.float64]) -> Keys:
         if not self._stochastic:

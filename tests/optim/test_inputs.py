@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from optwatch.codecs import codec_for
 from optwatch.kernels import PlanSpec
 from optwatch.kernels.random import keys
+from optwatch.optim import AdamW
 from optwatch.optim.inputs import Counts, Inputs
 from optwatch.rules import RULES
 
@@ -92,3 +93,23 @@ def test_another_seed_gives_other_numbers() -> None:
     assert np.array_equal(inputs.make(groups, OPTIONS, {})[1], before)
     groups[0]["seed"] = 8
     assert not np.array_equal(inputs.make(groups, OPTIONS, {})[1], before)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("betas", (1.0, 0.999)), ("betas", (0.9, 2.0)), ("lr", "fast"), ("eps", [1, 2])]
+)
+def test_an_option_that_became_senseless(option: str, value: object) -> None:
+    """Named, with nothing stepped or counted; what is set right goes on."""
+    param = torch.nn.Parameter(torch.ones(4))
+    param.grad = torch.ones(4)
+    optimizer = AdamW([param], lr=0.1)
+    optimizer.step()
+    before, right = param.detach().clone(), optimizer.param_groups[0][option]
+    optimizer.param_groups[0][option] = value
+    with pytest.raises(ValueError, match=f"{option}="):
+        optimizer.step()
+    assert torch.equal(param, before)
+    assert float(optimizer.state[param]["step"]) == 1
+    optimizer.param_groups[0][option] = right
+    optimizer.step()
+    assert float(optimizer.state[param]["step"]) == 2
