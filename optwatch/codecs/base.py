@@ -108,6 +108,11 @@ def blocks(values: Tensor, block: int) -> Tensor:
     return torch.nn.functional.pad(values, (0, missing)).view(-1, block)
 
 
+def exp2(x: Tensor) -> Tensor:
+    """``2**x``, the same wherever an element lies: torch's fp32 one may differ in the last bit at a vector's end."""
+    return torch.exp2(x) if x.device.type == "mps" else torch.exp2(x.double()).float()
+
+
 def pack(codes: Tensor) -> Tensor:
     """Integer codes of [0, 16) two a byte, the even element in the lower half; a missing last one is 0."""
     pairs = torch.nn.functional.pad(codes.to(torch.uint8), (0, len(codes) % 2)).view(-1, 2)

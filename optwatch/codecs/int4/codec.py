@@ -23,7 +23,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from optwatch.codecs.base import Buffer, Codec, Kind, blocks, pack, unpack
+from optwatch.codecs.base import Buffer, Codec, Kind, blocks, exp2, pack, unpack
 
 SMALLEST = torch.finfo(torch.float32).tiny  # 2**-126: smaller magnitudes are not told apart
 LARGEST = torch.finfo(torch.float32).max
@@ -134,7 +134,7 @@ class Int4Log(Codec):
         codes = unpack(buffers["codes"], numel)
         lowest, step = (column[:, None] for column in buffers["range"].view(-1, 2).unbind(1))
         code = blocks(codes, self.block).float()
-        values = torch.where(code > 0, lowest * torch.exp2((code - 1) * step), 0.0)
+        values = torch.where(code > 0, lowest * exp2((code - 1) * step), 0.0)
         return values.clamp(max=LARGEST).view(-1)[: len(codes)]  # the last bits may go beyond it
 
     def store(self, values: Tensor, buffers: Mapping[str, Tensor], random: Tensor | None = None) -> Tensor:
@@ -149,8 +149,9 @@ class Int4Log(Codec):
         # Octaves relative to the largest value, never above 0: absolute ones would lose up to seven bits.
         octaves = torch.log2(torch.where(some, v, high).clamp(min=SMALLEST) / high).clamp(min=-WIDEST_RANGE)
         count = some.sum(1, keepdim=True).clamp(min=1)
-        mean = octaves.sum(1, keepdim=True) / count
-        deviation = (torch.where(some, octaves - mean, 0.0).square().sum(1, keepdim=True) / count).sqrt()
+        mean = _sum(octaves)[:, None] / count
+        apart = torch.where(some, octaves - mean, 0.0)
+        deviation = (_sum(apart.square())[:, None] / count).sqrt()
         low = octaves.amin(1, keepdim=True).maximum(mean - DEVIATIONS * deviation)
 
         step = (-low / LAST).clamp(min=SMALLEST_STEP)
@@ -158,7 +159,7 @@ class Int4Log(Codec):
         below = position.floor().clamp(max=LAST - 1)
         up = blocks(random, self.block) + 0.5 < (position - below) * 65536
         codes = torch.where(some, 1 + below + up.float(), 0.0).masked_fill(~finite, 1.0)
-        grid = torch.cat([(high * torch.exp2(low)).clamp(min=SMALLEST), step], 1)
+        grid = torch.cat([(high * exp2(low)).clamp(min=SMALLEST), step], 1)
         grid = grid.masked_fill(empty, 0.0).masked_fill(~finite, torch.nan)
         buffers["codes"].copy_(pack(codes.view(-1)[: len(values)]))
         buffers["range"].copy_(grid.view(-1))

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from optwatch.codecs.base import Buffer, Codec, Kind, blocks
+from optwatch.codecs.base import Buffer, Codec, Kind, blocks, exp2
 
 SMALLEST = torch.finfo(torch.float32).tiny  # 2**-126: smaller magnitudes are not told apart
 LARGEST = torch.finfo(torch.float32).max
@@ -97,7 +97,7 @@ class Int8Log(Codec):
         codes = buffers["codes"]
         lowest, step = (column[:, None] for column in buffers["grid"].view(-1, 2).unbind(1))
         code = blocks(codes, self.block).float()
-        values = torch.where(code > 0, lowest * torch.exp2((code - 1) * step), 0.0)
+        values = torch.where(code > 0, lowest * exp2((code - 1) * step), 0.0)
         return values.clamp(max=LARGEST).view(-1)[: len(codes)]  # the last bits may go beyond it
 
     def store(self, values: Tensor, buffers: Mapping[str, Tensor], random: Tensor | None = None) -> Tensor:
