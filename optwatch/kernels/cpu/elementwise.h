@@ -12,6 +12,7 @@
 
 #include "fused.h"
 #include "packs.h"
+#include "sums.h"
 #include "tables.h"
 
 namespace optwatch::OPTWATCH_ISA {
@@ -22,9 +23,10 @@ inline Squares elementwise_loop(const float* g, const float* w, float* w_new, co
   const float* in[R::kSlots + 1];
   float* out[R::kSlots + 1];
   for (int s = 0; s < R::kSlots; s++) in[s] = state[s], out[s] = next[s];
-  Float grad_sq{}, update_sq{}, weight_sq{};
+  constexpr int kLineful = kPad / kWidth;
+  Floats<kLineful> grad_sq{}, update_sq{}, weight_sq{};  // kPad partial sums, so that a long block is no less exact
   Int unchanged{};
-  in_packs<kPad / kWidth>(n, [&](int i, auto size) {
+  in_packs<kLineful>(n, [&](int i, auto size) {
     constexpr int k = size.value;
     ahead.ask<0, 2 + R::kSlots>();
     Floats<k> values[R::kSlots + 1];
@@ -37,14 +39,14 @@ inline Squares elementwise_loop(const float* g, const float* w, float* w_new, co
     if constexpr (keep != Keep::kNothing) store(u_out + i, u);
     for (int j = 0; j < k; j++) {
       if constexpr (keep == Keep::kAll) {
-        weight_sq = fma(moved.v[j], moved.v[j], weight_sq);
+        weight_sq.v[j] = fma(moved.v[j], moved.v[j], weight_sq.v[j]);
         unchanged = count(unchanged, equal(moved.v[j], weight.v[j]));
       }
-      grad_sq = fma(grad.v[j], grad.v[j], grad_sq);
-      update_sq = fma(u.v[j], u.v[j], update_sq);
+      grad_sq.v[j] = fma(grad.v[j], grad.v[j], grad_sq.v[j]);
+      update_sq.v[j] = fma(u.v[j], u.v[j], update_sq.v[j]);
     }
   });
-  return {sum(grad_sq), sum(update_sq), sum(weight_sq), sum(unchanged)};
+  return {sum(fold(grad_sq)), sum(fold(update_sq)), sum(fold(weight_sq)), sum(unchanged)};
 }
 
 template <class R>

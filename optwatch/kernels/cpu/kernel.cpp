@@ -61,12 +61,13 @@ struct alignas(64) Arrays {
   float grad[kBlock];
   float weight[kBlock], new_weight[kBlock];
   float state[kMaxSlots][kBlock], next[kMaxSlots][kBlock];
-  float update[kBlock], root[kBlock];
+  float update[kLongBlock], root[kBlock];
   Note notes[kMaxSlots];
 };
 
 struct Block {
   int n;             // elements
+  bool shorter;      // than those before it: what follows is another tensor
   const void* grad;  // at the block's first element
   Part weight;
   Part parts[kMaxSlots];
@@ -116,7 +117,7 @@ int bits_of_element(const Tables& t) {
 
 Ahead ahead_of(const Tables& t, const Work& work, const Block& b) {
   Ahead ahead;
-  const bool more = b.n == kBlock;  // a shorter block is the last one: what follows is another tensor
+  const bool more = !b.shorter;
   const Tensor* next = work.following;
   const int distance = kAheadBytes * 8 / bits_of_element(t) / kPad * kPad;
   const auto stream = [&](int k, const void* block, const void* following, int bits) {
@@ -224,6 +225,13 @@ void step_padded(const Tables& t, const Work& work, Block b, Arrays& a, double* 
   for (int s = 0; s < t.rule->slots; s++) copy_back(original.parts[s].values, values[s], t.codecs[s]->bits);
 }
 
+// Whether every array of a plan is fp32 where it lies.
+bool in_place(const Tables& t) {
+  bool all = t.weight->in_place && t.grad->bytes == sizeof(float);
+  for (int s = 0; s < t.rule->slots; s++) all &= t.codecs[s]->in_place;
+  return all;
+}
+
 Key key_of(const Work& work, int slot) { return {work.keys[2 * slot], work.keys[2 * slot + 1]}; }
 
 void run(const Tables& t, const Work& work) {
@@ -231,9 +239,11 @@ void run(const Tables& t, const Work& work) {
   const Tensor& tensor = *work.tensor;
   bool elementwise = true;
   for (int s = 0; s < t.rule->slots; s++) elementwise &= t.codecs[s]->block == kBlock;
+  const int longest = in_place(t) && !work.zero ? kLongBlock : kBlock;
   Block b;
   for (int64_t first = work.start; first < work.stop; first += b.n) {
-    b.n = static_cast<int>(work.stop - first < kBlock ? work.stop - first : kBlock);
+    b.n = static_cast<int>(work.stop - first < longest ? work.stop - first : longest);
+    b.shorter = b.n < longest;
     // Copies for padding are for the last few elements only, where no codec minds another block.
     if (elementwise && b.n > kPad) b.n -= b.n % kPad;
     b.grad = work.grad + first * t.grad->bytes;
