@@ -41,7 +41,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     isas = instruction_sets()
     cases = [case for case in CASES if options.only is None or case.name in options.only]
     missing = {case.name: reason for case in cases if (reason := why_not(case))}
-    rows = [(case, isa) for case in cases for isa in (isas if case.narrow is not None else isas[:1])]
+    rows = [(case, isa) for case in cases for isa in (isas if case.twice else isas[:1])]
     samples: dict[tuple[str, str], list[dict[str, Any]]] = {(case.name, isa): [] for case, isa in rows}
     failed: dict[tuple[str, str], str] = {}
     started = time.monotonic()

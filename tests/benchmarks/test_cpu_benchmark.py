@@ -88,6 +88,15 @@ def test_a_target_is_held_against_the_median_process(name: str, reached: list[bo
         assert found["reached"] is expected
 
 
+def test_a_narrower_instruction_set_has_a_target_of_its_own_for_int8() -> None:
+    """Where int8 is bound by arithmetic; all others have one target."""
+    others = {
+        case.name: case.target_with("avx2") for case in CASES if case.target_with("avx2") != case.target
+    }
+    named = [case.name for case in CASES if case.name.endswith("int8") and not case.name.startswith("many")]
+    assert others == dict.fromkeys(named, 1.6)
+
+
 def test_what_was_not_measured_is_said() -> None:
     """A row without samples has no figure and no verdict, and its reason stands below the table."""
     (case,) = (case for case in CASES if case.name == "torchao")
@@ -110,9 +119,10 @@ def test_lists_of_numbers_take_one_line_and_six_digits() -> None:
 TO_MEASURE: set[str] = set()
 
 
-def test_the_committed_result_is_whole_and_names_its_command() -> None:
+@pytest.mark.parametrize("name", ["cpu", "cpu-avx2"])
+def test_a_committed_result_is_whole_and_names_its_command(name: str) -> None:
     """Every case, with the best instruction set; measured in full size; the table is the file's."""
-    document = json.loads((RESULTS / "cpu.json").read_text())
+    document = json.loads((RESULTS / f"{name}.json").read_text())
     assert document["command"] == "python -m benchmarks.cpu"
     assert document["settings"]["quick"] is False
     assert document["settings"]["processes"] >= 3
@@ -123,7 +133,7 @@ def test_the_committed_result_is_whole_and_names_its_command() -> None:
     assert None not in measured.values()
 
 
-@pytest.mark.parametrize("name", ["cpu", "cpu-xeon"])
+@pytest.mark.parametrize("name", ["cpu", "cpu-avx2", "cpu-xeon"])
 def test_the_committed_table_is_that_of_its_samples(name: str) -> None:
     """On whichever processor."""
     document = json.loads((RESULTS / f"{name}.json").read_text())

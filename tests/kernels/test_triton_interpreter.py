@@ -13,6 +13,8 @@ import torch
 from optwatch.kernels import backend
 from tests.kernels.agreement import few_cases
 
+pytestmark = pytest.mark.waits
+
 ROOT = Path(__file__).parents[2]
 FILES = (
     "interpreted.py",
