@@ -23,7 +23,6 @@ inline Squares elementwise_loop(const float* g, const float* w, float* w_new, co
   const float* in[R::kSlots + 1];
   float* out[R::kSlots + 1];
   for (int s = 0; s < R::kSlots; s++) in[s] = state[s], out[s] = next[s];
-  constexpr int kLineful = kPad / kWidth;
   Floats<kLineful> grad_sq{}, update_sq{}, weight_sq{};  // kPad partial sums, so that a long block is no less exact
   Int unchanged{};
   in_packs<kLineful>(n, [&](int i, auto size) {

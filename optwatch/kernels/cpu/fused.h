@@ -12,6 +12,8 @@
 
 namespace optwatch::OPTWATCH_ISA {
 
+constexpr int kLineful = kPad / kWidth;  // vectors that a line of fp32 fills
+
 // Calls f(0), f(1), ... with constants.
 template <int... s, class F>
 OPTWATCH_INLINE void for_each_of(std::integer_sequence<int, s...>, F f) {
@@ -111,7 +113,6 @@ struct BytePlan {
     Sums sums = *sums_out;
     Ahead ahead = *ahead_out;
     ahead.ask_bytes<2, 2 + R::kSlots, kShort>();
-    constexpr int kLineful = kPad / kWidth;
     in_packs<(Freely<R>::kTogether < kLineful ? kLineful : Freely<R>::kTogether)>(
         length_of(start, kShort, b.n), [&](int at, auto size) {
           constexpr int k = size.value;
