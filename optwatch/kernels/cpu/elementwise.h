@@ -19,7 +19,8 @@ namespace optwatch::OPTWATCH_ISA {
 
 template <class R, Keep keep>
 inline Squares elementwise_loop(const float* g, const float* w, float* w_new, const float* const* state,
-                                float* const* next, int n, const typename R::Scalars h, float* u_out, Ahead ahead) {
+                                float* const* next, int n, const typename R::Scalars h, float* u_out,
+                                const Ahead ahead) {
   const float* in[R::kSlots + 1];
   float* out[R::kSlots + 1];
   for (int s = 0; s < R::kSlots; s++) in[s] = state[s], out[s] = next[s];
@@ -27,7 +28,7 @@ inline Squares elementwise_loop(const float* g, const float* w, float* w_new, co
   Int unchanged{};
   in_packs<kLineful>(n, [&](int i, auto size) {
     constexpr int k = size.value;
-    ahead.ask<0, 2 + R::kSlots>();
+    ahead.ask<0, 2 + R::kSlots>(i);
     Floats<k> values[R::kSlots + 1];
     for (int s = 0; s < R::kSlots; s++) values[s] = load_pack<k>(in[s] + i);
     const auto grad = load_pack<k>(g + i), weight = load_pack<k>(w + i);

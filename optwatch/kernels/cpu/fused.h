@@ -102,21 +102,50 @@ struct BytePlan {
     Int unchanged{};
   };
 
+  // Calls f(s) with the slots of a kind.
+  template <bool second_moment, class F>
+  static OPTWATCH_INLINE void for_each_slot(F f) {
+    for_each_of(Slots{}, [&](auto s) {
+      if constexpr (R::kSecondMoment[s.value] == second_moment) f(s);
+    });
+  }
+
+  // What is left to prepare of the slots of a kind where their sub-block from `start` on has been collected.
+  template <bool second_moment>
+  static OPTWATCH_INLINE void settle(const HotBlock& b, int start, const Ranges& ranges) {
+    for_each_slot<second_moment>([&](auto slot) {
+      constexpr int s = slot.value;
+      if constexpr (second_moment)
+        log_settle(b.parts[s], start / kLogBlock, std::get<s>(ranges), b.next[s] + start,
+                   length_of(start, kLogBlock, b.n), &b.notes[s]);
+      else
+        cubic_settle(b.parts[s], start / kCubicBlock, largest(std::get<s>(ranges).most), &b.notes[s]);
+    });
+  }
+
+  // One function, in which no loop over vectors takes or returns a struct: GCC copies one in pieces and then waits for
+  // them, which took as long as the loop itself for the 8 vectors of a scale.
   template <Keep keep, bool bare>
-  static OPTWATCH_INLINE void part(const HotBlock& b, const Scalars& h, int start, const Readers& readers,
-                                   Ranges* ranges_out, Sums* sums_out, Ahead* ahead_out) {
-    // Local, because what a pointer leads to would be stored and loaded again for each vector.
+  static HotSums run(const HotBlock& b, const Scalars h) {
+    constexpr int kTogether = Freely<R>::kTogether < kLineful ? kLineful : Freely<R>::kTogether;
+    const Ahead ahead = b.ahead;
+    const int n = b.n;
     const float *grads = b.grad, *weights = b.weight;
     float *new_weights = b.new_weight, *updates = b.update, *next[R::kSlots];
     for (int s = 0; s < R::kSlots; s++) next[s] = b.next[s];
-    Ranges ranges;
-    Sums sums = *sums_out;
-    Ahead ahead = *ahead_out;
-    ahead.ask_bytes<2, 2 + R::kSlots, kShort>();
-    in_packs<(Freely<R>::kTogether < kLineful ? kLineful : Freely<R>::kTogether)>(
-        length_of(start, kShort, b.n), [&](int at, auto size) {
+    Sums sums;
+    for (int start = 0; start < n; start += kLong) {
+      Readers readers = Tuples<Slots>::readers(b, start);
+      Ranges ranges;
+      for (int part = start, end = start + length_of(start, kLong, n); part < end; part += kShort) {
+        for_each_slot<false>([&](auto s) {
+          std::get<s.value>(readers) = reader<s.value>(b, part);
+          std::get<s.value>(ranges) = {};
+        });
+        ahead.ask_bytes<2, 2 + R::kSlots, kShort>(part);
+        in_packs<kTogether>(length_of(part, kShort, n), [&](int at, auto size) OPTWATCH_INLINE_BODY {
           constexpr int k = size.value;
-          const int i = start + at;
+          const int i = part + at;
           Floats<k> state[R::kSlots];
           for_each_of(Slots{}, [&](auto s) { state[s.value] = std::get<s.value>(readers).template read<k>(i); });
           const Floats<k> grad = load_pack<k>(grads + i), weight = load_pack<k>(weights + i);
@@ -130,47 +159,17 @@ struct BytePlan {
               sums.weight = fma(moved.v[j], moved.v[j], sums.weight);
               sums.unchanged = count(sums.unchanged, equal(moved.v[j], weight.v[j]));
             }
-            if (j % kLineful == 0) ahead.ask<0, 2>();
+            if (j % kLineful == 0) ahead.ask<0, 2>(i + j * kWidth);
             for_each_of(Slots{}, [&](auto s) { std::get<s.value>(ranges).add(state[s.value].v[j]); });
             sums.grad = fma(grad.v[j], grad.v[j], sums.grad);
             sums.update = fma(u.v[j], u.v[j], sums.update);
           }
         });
-    *ranges_out = ranges;
-    *sums_out = sums;
-    *ahead_out = ahead;
-  }
-
-  template <Keep keep, bool bare>
-  static HotSums run(const HotBlock& b, const Scalars h) {
-    Ranges ranges[kBlock / kShort];
-    Sums sums;
-    Ahead ahead = b.ahead;
-    for (int start = 0; start < b.n; start += kLong) {
-      Readers readers = Tuples<Slots>::readers(b, start);
-      for (int i = start; i < b.n && i < start + kLong; i += kShort) {
-        for_each_of(Slots{}, [&](auto s) {
-          if constexpr (!R::kSecondMoment[s.value]) std::get<s.value>(readers) = reader<s.value>(b, i);
-        });
-        part<keep, bare>(b, h, i, readers, &ranges[i / kShort], &sums, &ahead);
+        settle<false>(b, part, ranges);
       }
+      settle<true>(b, start, ranges);
     }
-    for_each_of(Slots{}, [&](auto s) { prepare<s.value>(b, ranges); });
     return {{sum(sums.grad), sum(sums.update), sum(sums.weight), sum(sums.unchanged)}, {}};
-  }
-
-  template <int s>
-  static OPTWATCH_INLINE void prepare(const HotBlock& b, const Ranges* ranges) {
-    if constexpr (R::kSecondMoment[s]) {
-      for (int start = 0, k = 0; start < b.n; start += kLogBlock, k++) {
-        LogRange range;
-        for (int i = start; i < b.n && i < start + kLogBlock; i += kShort) range.add(std::get<s>(ranges[i / kShort]));
-        log_settle(b.parts[s], k, range, b.next[s] + start, length_of(start, kLogBlock, b.n), &b.notes[s]);
-      }
-    } else {
-      for (int start = 0, k = 0; start < b.n; start += kCubicBlock, k++)
-        cubic_settle(b.parts[s], k, largest(std::get<s>(ranges[k]).most), &b.notes[s]);
-    }
   }
 };
 

@@ -18,10 +18,23 @@ namespace optwatch::OPTWATCH_ISA {
 // threads of a core share its arithmetic units and the number of instructions is all that counts, 16 elements take 9.6
 // ns in place of the composition's 11.1. The weights differ from the rule's in the last bits, and are the same with and
 // without full statistics.
+
 // The larger of two numbers without sign, NaN if either is: as bit patterns they order like that.
 OPTWATCH_INLINE Float larger_square(Float x, Float y) {
   return (Float)maximum(reinterpret_cast<Word>(x), reinterpret_cast<Word>(y));
 }
+
+// Of the second moments and of their maxima.
+struct LogReaders {
+  LogReader v, top;
+};
+struct LogRanges {
+  LogRange v, top;
+};
+
+// With half the registers of AVX-512 the second moments have a loop of their own: one for all would keep its sums in
+// memory.
+constexpr bool kApart = kWidth < 16;
 
 template <class R>
 struct AdamInt8 {
@@ -37,102 +50,96 @@ struct AdamInt8 {
   }
   bool fits() const { return root_factor > 0 && root_factor < 0x1p60f && eps < 0x1p60f; }  // so step_size is not 0
 
+  // All of it stays in registers as long as no loop over vectors takes or returns a struct: GCC copies one in pieces
+  // that it then waits for, which took more than the loop itself for the 8 vectors of a scale.
   struct Sums {
     Float grad{}, update{}, weight{};
-    Int unchanged{};
-    Ahead ahead;
-  };
-  struct Ranges {
-    LogRange v, top;
+    Int unchanged{}, most{};
   };
 
-  // kCubicBlock elements from i, or fewer at the end of a tensor.
-  template <bool scaled, bool keep>
-  OPTWATCH_INLINE void quarter(const HotBlock& b, int i, int n, const CubicReader& m_reader, const LogReader& v_reader,
-                               const LogReader& top_reader, Magnitude* m_range_out, Ranges* ranges_out,
-                               Sums* sums_out) const {
-    // Local, because what a pointer leads to would be stored and loaded again for each vector.
-    const float *grads = b.grad, *weights = b.weight;
-    float *new_weights = b.new_weight, *next_m = b.next[0], *next_v = b.next[1], *updates = b.update, *roots = b.root;
-    float* next_top = kMaximum ? b.next[2] : nullptr;
-    Magnitude m_range;
-    Ranges ranges = *ranges_out;
-    Sums sums = *sums_out;
-    sums.ahead.template ask_bytes<2, 2 + R::kSlots, kCubicBlock>();
-    for (const int end = i + n; i < end;) {
-      sums.ahead.template ask<0, 2>();
-      for (const int line = i + kPad; i < line; i += kWidth) {
-        const Float raw = load(grads + i), w = load(weights + i);
-        Float g = scaled ? raw * h.grad_scale : raw;
-        if constexpr (!kDecoupled) g = fma(w, splat(h.l2), g);
-        const Float square = g * g;
-        sums.grad = fma(raw, raw, sums.grad);
-        const Float m = m_reader.read_onto<1>({g * h.one_minus_beta1}, i).v[0];
-        const Float v = v_reader.read_onto<1>({square * h.one_minus_beta2}, i).v[0];
-        Float top = v;
-        if constexpr (kMaximum) {
-          top = larger_square(top_reader.read<1>(i).v[0], v);
-          store(next_top + i, top);
-          ranges.top.add(top);
-        }
-        const Float root = sqrt(top), u = m / fma(root, splat(root_factor), splat(eps));
-        store(next_m + i, m);
-        store(next_v + i, v);
-        Float moved = w - u;
-        if constexpr (kDecoupled) moved = fma(w, splat(h.decay), -u);
-        store(new_weights + i, moved);
-        if constexpr (keep) {
-          sums.weight = fma(moved, moved, sums.weight);
-          sums.unchanged = count(sums.unchanged, equal(moved, w));
-          store(updates + i, u);
-          store(roots + i, root);
-        }
-        sums.update = fma(u, u, sums.update);
-        m_range.add(m);
-        ranges.v.add(v);
-      }
-    }
-    *m_range_out = m_range;
-    *ranges_out = ranges;
-    *sums_out = sums;
+  template <bool scaled>
+  OPTWATCH_INLINE Float gradient(Float raw, Float weight) const {
+    const Float g = scaled ? raw * h.grad_scale : raw;
+    if constexpr (kDecoupled)
+      return g;
+    else
+      return fma(weight, splat(h.l2), g);
   }
 
-  static OPTWATCH_INLINE void settle(const HotBlock& b, int slot, int s, const LogRange& range) {
-    const int start = s * kLogBlock;
-    log_settle(b.parts[slot], s, range, b.next[slot] + start, length_of(start, kLogBlock, b.n), &b.notes[slot]);
+  // The new second moments from i on; returns those that the denominator is of.
+  OPTWATCH_INLINE Float second_moments(int i, Float g, const LogReaders& readers, float* next_v, float* next_top,
+                                       LogRanges* ranges) const {
+    const Float v = readers.v.read_onto<1>({g * g * h.one_minus_beta2}, i).v[0];
+    store(next_v + i, v);
+    ranges->v.add(v);
+    if constexpr (kMaximum) {
+      const Float top = larger_square(readers.top.read<1>(i).v[0], v);
+      store(next_top + i, top);
+      ranges->top.add(top);
+      return top;
+    }
+    return v;
+  }
+
+  static OPTWATCH_INLINE void settle(const HotBlock& b, int slot, int start, const LogRange& range) {
+    log_settle(b.parts[slot], start / kLogBlock, range, b.next[slot] + start, length_of(start, kLogBlock, b.n),
+               &b.notes[slot]);
   }
 
   template <bool scaled, bool keep>
   OPTWATCH_INLINE HotSums run(const HotBlock& b) const {
     static_assert(kLogBlock % kCubicBlock == 0);
-    Ranges ranges[kBlock / kLogBlock];
-    Magnitude m_ranges[kBlock / kCubicBlock];
-    Sums sums;
-    sums.ahead = b.ahead;
-    for (int start = 0; start < b.n; start += kLogBlock) {
-      const LogReader v_reader(b.parts[1], start / kLogBlock, h.beta2);
-      const LogReader top_reader = kMaximum ? LogReader(b.parts[2], start / kLogBlock) : v_reader;
-      for (int i = start; i < b.n && i < start + kLogBlock; i += kCubicBlock) {
-        const CubicReader m_reader(b.parts[0], i / kCubicBlock, 1.0f - h.one_minus_beta1);
-        quarter<scaled, keep>(b, i, length_of(i, kCubicBlock, b.n), m_reader, v_reader, top_reader,
-                              &m_ranges[i / kCubicBlock], &ranges[start / kLogBlock], &sums);
-      }
-    }
-    for (int s = 0; s * kLogBlock < b.n; s++) {
-      settle(b, 1, s, ranges[s].v);
-      if constexpr (kMaximum) settle(b, 2, s, ranges[s].top);
-    }
+    const Ahead ahead = b.ahead;
+    const int n = b.n;
+    const float *grads = b.grad, *weights = b.weight;
+    float *next_m = b.next[0], *next_v = b.next[1], *next_top = b.next[R::kSlots - 1];
+    float *new_weights = b.new_weight, *updates = b.update, *roots = b.root;
     auto* inverse = reinterpret_cast<CubicNote*>(&b.notes[0])->inverse;
-    int32_t m_most = 0;
+    Sums sums;
     Word v_most{};
-    for (int start = 0, s = 0; start < b.n; start += kCubicBlock, s++) {
-      const int32_t most = largest(m_ranges[s].most);
-      inverse[s] = cubic_rescale(b.parts[0], s, most);
-      m_most = most > m_most ? most : m_most;
+    for (int start = 0; start < n; start += kLogBlock) {
+      const int stop = start + padded_length(length_of(start, kLogBlock, n));
+      const LogReader v_reader(b.parts[1], start / kLogBlock, h.beta2);
+      const LogReaders readers = {v_reader, kMaximum ? LogReader(b.parts[2], start / kLogBlock) : v_reader};
+      LogRanges ranges;
+      if constexpr (kApart)
+        for (int i = start; i < stop; i += kWidth)
+          second_moments(i, gradient<scaled>(load(grads + i), load(weights + i)), readers, next_v, next_top, &ranges);
+      for (int part = start; part < stop; part += kCubicBlock) {
+        const CubicReader m_reader(b.parts[0], part / kCubicBlock, 1.0f - h.one_minus_beta1);
+        Magnitude m_range;
+        ahead.ask_bytes<2, 2 + R::kSlots, kCubicBlock>(part);
+        for (int i = part, end = part + length_of(part, kCubicBlock, n); i < end;) {
+          ahead.ask<0, 2>(i);
+          for (const int line = i + kPad; i < line; i += kWidth) {
+            const Float raw = load(grads + i), w = load(weights + i), g = gradient<scaled>(raw, w);
+            const Float m = m_reader.read_onto<1>({g * h.one_minus_beta1}, i).v[0];
+            const Float top = kApart ? load(next_top + i) : second_moments(i, g, readers, next_v, next_top, &ranges);
+            const Float root = sqrt(top), u = m / fma(root, splat(root_factor), splat(eps));
+            Float moved = w - u;
+            if constexpr (kDecoupled) moved = fma(w, splat(h.decay), -u);
+            store(next_m + i, m);
+            store(new_weights + i, moved);
+            m_range.add(m);
+            sums.grad = fma(raw, raw, sums.grad);
+            sums.update = fma(u, u, sums.update);
+            if constexpr (keep) {
+              sums.weight = fma(moved, moved, sums.weight);
+              sums.unchanged = count(sums.unchanged, equal(moved, w));
+              store(updates + i, u);
+              store(roots + i, root);
+            }
+          }
+        }
+        inverse[part / kCubicBlock] = cubic_rescale(b.parts[0], part / kCubicBlock, largest(m_range.most));
+        if constexpr (keep) sums.most = maximum(sums.most, m_range.most);
+      }
+      settle(b, 1, start, ranges.v);
+      if constexpr (kMaximum) settle(b, 2, start, ranges.top);
+      if constexpr (keep) v_most = maximum(v_most, ranges.v.most);
     }
-    for (int s = 0; s * kLogBlock < b.n; s++) v_most = maximum(v_most, ranges[s].v.most);
     const Squares squares = {sum(sums.grad), sum(sums.update), sum(sums.weight), sum(sums.unchanged)};
-    return {squares, {as_float(m_most), as_float(static_cast<int32_t>(largest(v_most)))}};
+    return {squares, {as_float(largest(sums.most)), as_float(static_cast<int32_t>(largest(v_most)))}};
   }
 
   struct Errors {

@@ -122,8 +122,7 @@ Ahead ahead_of(const Tables& t, const Work& work, const Block& b) {
   const int distance = kAheadBytes * 8 / bits_of_element(t) / kPad * kPad;
   const auto stream = [&](int k, const void* block, const void* following, int bits) {
     const auto* from = static_cast<const char*>(block) + distance * bits / 8;
-    ahead.at[k] = more ? from : static_cast<const char*>(next ? following : block);
-    ahead.step[k] = more || next ? kPad * bits / 8 : 0;
+    ahead.at[k] = more ? from : static_cast<const char*>(next ? following : block);  // the last: nothing to ask for
   };
   stream(0, b.grad, work.following_grad, 8 * t.grad->bytes);
   stream(1, b.weight.values, next ? next->param : nullptr, t.weight->bits);

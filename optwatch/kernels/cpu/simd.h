@@ -125,18 +125,6 @@ OPTWATCH_INLINE Float sqrt_nearly(Float x) {
 #endif
 }
 
-// The same for finite x, and 2**-63 for 0.
-OPTWATCH_INLINE Float sqrt_of_finite(Float x) {
-#if defined(__AVX512F__)
-  const __m512 inside = _mm512_max_ps(_mm512_set1_ps(0x1p-126f), (__m512)x);
-  const __m512 y = _mm512_rsqrt14_ps(inside), root = _mm512_mul_ps(inside, y);
-  const __m512 half = _mm512_set1_ps(0.5f);
-  return (Float)_mm512_fmadd_ps(root, _mm512_fnmadd_ps(root, _mm512_mul_ps(y, half), half), root);
-#else
-  return sqrt(x);
-#endif
-}
-
 // 1 / x to three digits or more; infinity for 0.
 OPTWATCH_INLINE Float reciprocal_nearly(Float x) {
 #if defined(__AVX512F__)

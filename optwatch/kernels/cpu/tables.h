@@ -70,25 +70,19 @@ struct Codec {
 // block in the first-level cache tells the processor nothing of the next one, so the loop over it asks, a little at a
 // time: all at once there would be more requests than a core can have under way.
 struct Ahead {
-  static constexpr int kMaxStreams = 2 + kMaxSlots;
-  const char* at[kMaxStreams];
-  int step[kMaxStreams];  // bytes of kPad elements, of fp32 a cache line; 0 where no block follows
+  const char* at[2 + kMaxSlots];
 
-  // For the next kPad elements, of the streams [first, last).
+  // Beside element i, of the streams [first, last): as if an element had four bytes, which takes no counter of its own.
+  // Where it has fewer, the end of one block asks for what the next would.
   template <int first, int last>
-  inline __attribute__((always_inline)) void ask() {
-    for (int k = first; k < last; k++) {
-      __builtin_prefetch(at[k], 1);
-      at[k] += step[k];
-    }
+  inline __attribute__((always_inline)) void ask(int i) const {
+    for (int k = first; k < last; k++) __builtin_prefetch(reinterpret_cast<const float*>(at[k]) + i, 1);
   }
-  // For the next so many elements of a byte each, of which several share a line.
+  // Of elements of a byte each, so many of them from element i on.
   template <int first, int last, int elements>
-  inline __attribute__((always_inline)) void ask_bytes() {
-    for (int k = first; k < last; k++) {
-      for (int i = 0; i < elements; i += kLine) __builtin_prefetch(at[k] + i, 1);
-      at[k] += elements / kPad * step[k];
-    }
+  inline __attribute__((always_inline)) void ask_bytes(int i) const {
+    for (int k = first; k < last; k++)
+      for (int line = 0; line < elements; line += kLine) __builtin_prefetch(at[k] + i + line, 1);
   }
 };
 
