@@ -112,10 +112,13 @@ OPTWATCH_INLINE float* log_grid(const Part& part, int index) {
 #define OPTWATCH_LOG_TABLES
 // log2 of the numbers in such a table.
 constexpr int kLogTable = kWidth == 16 ? 4 : 3;
+// A table of so many, of which a vector may hold several.
+template <int size = kWidth>
 OPTWATCH_INLINE Float look_up(Float table, Int index) {
 #if defined(__AVX512F__)
   return (Float)_mm512_permutexvar_ps((__m512i)index, (__m512)table);
 #else
+  if constexpr (size <= 4) return (Float)_mm256_permutevar_ps((__m256)table, (__m256i)index);  // half the work
   return (Float)_mm256_permutevar8x32_ps((__m256)table, (__m256i)index);
 #endif
 }
@@ -129,7 +132,8 @@ struct LogReader {
   // With the digits of a code in base 16, or 8, its value is the product of a power for each: lowest * 2**(16 h * step)
   // times 2**((l - 1) * step).
   static constexpr int kDigits = (8 + kLogTable - 1) / kLogTable;
-  Float tables[kDigits];  // of the lowest digit first
+  static constexpr int kHighest = 1 << (8 - (kDigits - 1) * kLogTable);  // values of the highest digit
+  Float tables[kDigits];                                                 // of the lowest digit first
 #endif
 
   OPTWATCH_INLINE LogReader(const Part& part, int index, float factor = 1.0f)
@@ -141,7 +145,8 @@ struct LogReader {
     if (static_cast<float>((bits(grid[0]) >> 23) - 127) + 254 * step > 126) lowest *= 1 - 0x1p-20f;
 #if defined(OPTWATCH_LOG_TABLES)
     Floats<kDigits> digits;
-    for (int d = 0; d < kDigits; d++) digits.v[d] = count_up() * static_cast<float>(1 << (d * kLogTable));
+    for (int d = 0; d < kDigits; d++)
+      digits.v[d] = count_up(d < kDigits - 1 ? kWidth : kHighest) * static_cast<float>(1 << (d * kLogTable));
     digits.v[0] -= 1.0f;
     // What rounding the exponent loses comes back as a factor, or the tables would differ from each other by it.
     const auto exponents = digits * step, lost = fma(digits, step, exponents * -1.0f), powers = exp2(exponents);
@@ -193,8 +198,8 @@ struct LogReader {
  private:
   OPTWATCH_INLINE Float low(Int code) const { return look_up(tables[0], code); }
   OPTWATCH_INLINE Float high(Int code) const {
-    Float product = look_up(tables[1], code >> kLogTable);
-    for (int d = 2; d < kDigits; d++) product = product * look_up(tables[d], code >> (d * kLogTable));
+    Float product = look_up<kHighest>(tables[kDigits - 1], code >> ((kDigits - 1) * kLogTable));
+    for (int d = kDigits - 2; d > 0; d--) product = product * look_up(tables[d], code >> (d * kLogTable));
     return product;
   }
 #if defined(__AVX512F__)

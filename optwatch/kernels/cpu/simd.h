@@ -360,10 +360,10 @@ OPTWATCH_INLINE void store_nibbles(uint8_t* p, Int x) {
 #endif
 }
 
-// 0, 1, 2, ...
-OPTWATCH_INLINE Float count_up() {
+// 0, 1, 2, ..., and from 0 again after so many.
+OPTWATCH_INLINE Float count_up(int period = kWidth) {
   Float lane;
-  for (int i = 0; i < kWidth; i++) lane[i] = static_cast<float>(i);
+  for (int i = 0; i < kWidth; i++) lane[i] = static_cast<float>(i % period);
   return lane;
 }
 
