@@ -73,7 +73,8 @@ class LibraryError(Exception):
 class Library:
     """The loaded library with one instruction set chosen."""
 
-    def __init__(self, path: Path = PATH) -> None:
+    def __init__(self, path: Path | None = None) -> None:
+        path = path or PATH
         if not path.exists():
             raise LibraryError(
                 f"the compiled kernels are missing ({path.name} is not beside its driver): "
