@@ -28,6 +28,8 @@ SETS = {"avx512": ("-mavx2", "-mfma", "-include", "avx512.h"), "neon": ("-mfma",
 #: Every rule and every format of state and weights, on every pattern of values and on sizes beside all blocks.
 TESTS = "every and cpu or every_format or largest or norms"
 
+pytestmark = pytest.mark.waits
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isa", SETS)
