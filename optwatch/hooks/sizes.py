@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -124,15 +125,17 @@ def state_series(optimizer: torch.optim.Optimizer, name: str, slots: SlotNames) 
 
 def tensor_series(optimizer: torch.optim.Optimizer, name: str, metrics: Sequence[str]) -> SeriesValues:
     """Of parameters and gradients the bytes (``parameter``, ``gradient``) and the elements (``parameters``)."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
     totals: dict[tuple[str, torch.dtype, torch.device], int] = defaultdict(int)
-    for group in optimizer.param_groups:
-        for param in group["params"]:
-            for metric in metrics:
-                tensor = param.grad if metric == "gradient" else param
-                if tensor is not None:
-                    tensor = local(tensor)
-                    size = tensor.numel() if metric == "parameters" else tensor.nbytes
-                    totals[metric, tensor.dtype, tensor.device] += size
+    for metric in metrics:
+        tensors = (
+            [param.grad for param in params if param.grad is not None] if metric == "gradient" else params
+        )
+        size = torch.Tensor.numel if metric == "parameters" else operator.attrgetter("nbytes")
+        for (dtype, device), alike in itertools.groupby(
+            map(local, tensors), operator.attrgetter("dtype", "device")
+        ):
+            totals[metric, dtype, device] += sum(map(size, alike))
     series = [
         (_described(f"optwatch.{metric}", name, dtype, device), float(number))
         for (metric, dtype, device), number in totals.items()

@@ -22,11 +22,13 @@ from torch import Tensor
 from optwatch.codecs import FORMATS
 
 State = MutableMapping[str, Any]
+#: Types that are no DTensor. They are asked about for each tensor, and asking a tensor for what it has not is slow.
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def is_sharded(tensor: object) -> bool:
     """Whether a tensor is a DTensor; without importing torch.distributed."""
-    return isinstance(tensor, Tensor) and hasattr(tensor, "placements")
+    return type(tensor) not in _PLAIN and isinstance(tensor, Tensor) and hasattr(tensor, "placements")
 
 
 def is_partial(tensor: Tensor) -> bool:
@@ -41,10 +43,13 @@ def _cut_along(tensor: Tensor) -> tuple[int, ...]:
     return tuple(dim for dim, place in places if not (place.is_replicate() or place.is_partial()))
 
 
-@torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
     """The piece of a tensor that this rank holds: the tensor itself unless it is a DTensor. No copy."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    if not is_sharded(tensor):
+        return tensor
+    with torch.no_grad():
+        piece: Tensor = tensor.to_local()  # type: ignore[attr-defined]
+        return piece
 
 
 def local_state(param: Tensor, state: State) -> State:

@@ -202,6 +202,7 @@ inline __mmask16 test_epi32(__m512i a, __m512i b) {
 }
 
 // ---- floating point --------------------------------------------------------------------------------------------
+// What an instruction is told by a constant is a parameter of the template, and what is not emulated does not compile.
 
 inline __m512 mul_ps(__m512 a, __m512 b) {
   return map<float>(a, b, [](float x, float y) { return x * y; });
@@ -224,9 +225,11 @@ inline __m512 mask3_fmadd_ps(__m512 a, __m512 b, __m512 c, __mmask16 k) {
 inline __m512 sqrt_ps(__m512 a) {
   return map<float>(a, [](float x) { return std::sqrt(x); });
 }
-inline __mmask16 cmp_ps(__m512 a, __m512 b, int predicate) {
+template <int predicate>
+inline __mmask16 cmp_ps(__m512 a, __m512 b) {
+  static_assert(predicate == _CMP_LT_OQ || predicate == _CMP_EQ_OQ);
   return static_cast<__mmask16>(
-      mask<float>(a, b, [=](float x, float y) { return predicate == _CMP_LT_OQ ? x < y : x == y; }));
+      mask<float>(a, b, [](float x, float y) { return predicate == _CMP_LT_OQ ? x < y : x == y; }));
 }
 // What does not fit is the least integer.
 inline int32_t to_integer(float x) { return x >= -0x1p31f && x < 0x1p31f ? static_cast<int32_t>(x) : INT32_MIN; }
@@ -238,32 +241,45 @@ inline __m512i cvtps_epi32(__m512 a) {
   const Lanes<float> x(a);
   return each<int32_t>([&](int i) { return to_integer(std::nearbyint(x.at[i])); });
 }
-inline __m512 roundscale_ps(__m512 a, int how) {
-  return how == (_MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
-             ? map<float>(a, [](float x) { return std::nearbyint(x); })
-             : map<float>(a, [](float x) { return std::floor(x); });
+template <int how>
+inline __m512 roundscale_ps(__m512 a) {
+  static_assert((how & ~_MM_FROUND_NO_EXC) == _MM_FROUND_TO_NEAREST_INT);
+  return map<float>(a, [](float x) { return std::nearbyint(x); });
 }
-inline __m512 reduce_ps(__m512 a, int) {  // by the integer below
-  return map<float>(a, [](float x) { return std::isinf(x) ? 0.0f : x - std::floor(x); });
+template <int how>
+inline __m512 reduce_ps(__m512 a) {
+  static_assert((how & ~_MM_FROUND_NO_EXC) == _MM_FROUND_TO_NEG_INF);
+  return map<float>(a, [](float x) {
+    const float rest = std::isinf(x) ? 0.0f : x - std::floor(x);
+    return rest == 0 && !std::isinf(x) ? -0.0f : rest;  // as a difference is when it is rounded down
+  });
 }
 inline __m512 getexp_ps(__m512 a) {
   return map<float>(a, [](float x) { return std::logb(x); });
 }
-inline __m512 getmant_ps(__m512 a, int, int sign) {  // in [1, 2)
-  return map<float>(a, [=](float x) {
+template <int interval, int sign>
+inline __m512 getmant_ps(__m512 a) {
+  static_assert(interval == _MM_MANT_NORM_1_2);
+  static_assert(sign == _MM_MANT_SIGN_src || sign == _MM_MANT_SIGN_zero);
+  return map<float>(a, [](float x) {
     int exponent;
     const float size = x == 0 || std::isinf(x) ? 1.0f : 2 * std::frexp(std::fabs(x), &exponent);
     return sign == _MM_MANT_SIGN_zero ? size : std::copysign(size, x);
   });
 }
-inline __m512 range_ps(__m512 a, __m512 b, int) {  // 0xb: the larger magnitude
+// The larger magnitude, without a sign; of a number and NaN, the number.
+template <int how>
+inline __m512 range_ps(__m512 a, __m512 b) {
+  static_assert(how == 0xb);
   return map<float>(a, b, [](float x, float y) { return std::fmax(std::fabs(x), std::fabs(y)); });
 }
-inline __m512 scalef_ps(__m512 a, __m512 b) {
-  return map<float>(a, b, [](float x, float n) {
-    return std::isnan(n) ? n : std::ldexp(x, static_cast<int>(std::fmin(std::fmax(std::floor(n), -999.0f), 999.0f)));
-  });
+inline float scaled(float x, float n) {
+  if (std::isnan(n)) return std::isnan(x) ? x : n;
+  if (std::isinf(n) && std::isnan(x)) return n > 0 ? n : 0.0f;  // unlike a product
+  if (std::isinf(n) && (n > 0 ? x == 0 : std::isinf(x))) return NAN;
+  return std::ldexp(x, static_cast<int>(std::fmin(std::fmax(std::floor(n), -999.0f), 999.0f)));
 }
+inline __m512 scalef_ps(__m512 a, __m512 b) { return map<float>(a, b, scaled); }
 // To 14 bits, as near as that allows.
 inline float roughly(float x) {
   uint32_t bits;
@@ -339,14 +355,14 @@ inline __m512 rsqrt14_ps(__m512 a) {
 #define _mm512_fmadd_ps emulated::fmadd_ps
 #define _mm512_mask3_fmadd_ps emulated::mask3_fmadd_ps
 #define _mm512_sqrt_ps emulated::sqrt_ps
-#define _mm512_cmp_ps_mask emulated::cmp_ps
+#define _mm512_cmp_ps_mask(a, b, predicate) emulated::cmp_ps<predicate>(a, b)
 #define _mm512_cvttps_epi32 emulated::cvttps_epi32
 #define _mm512_cvtps_epi32 emulated::cvtps_epi32
-#define _mm512_roundscale_ps emulated::roundscale_ps
-#define _mm512_reduce_ps emulated::reduce_ps
+#define _mm512_roundscale_ps(a, how) emulated::roundscale_ps<how>(a)
+#define _mm512_reduce_ps(a, how) emulated::reduce_ps<how>(a)
 #define _mm512_getexp_ps emulated::getexp_ps
-#define _mm512_getmant_ps emulated::getmant_ps
-#define _mm512_range_ps emulated::range_ps
+#define _mm512_getmant_ps(a, interval, sign) emulated::getmant_ps<interval, sign>(a)
+#define _mm512_range_ps(a, b, how) emulated::range_ps<how>(a, b)
 #define _mm512_scalef_ps emulated::scalef_ps
 #define _mm512_rcp14_ps emulated::rcp14_ps
 #define _mm512_rsqrt14_ps emulated::rsqrt14_ps
