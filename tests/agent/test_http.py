@@ -344,24 +344,16 @@ def test_port_taken(tmp_path: Path) -> None:
 
 def test_every_port_taken_ends_with_any_free_one() -> None:
     """When the next ones are taken too, the system chooses."""
-    held = []
-    try:
-        base = 0
-        for _ in range(server._NEXT_PORTS):
-            one = socket.socket()
-            one.bind(("127.0.0.1", base + len(held) if base else 0))
-            one.listen()
-            base = base or one.getsockname()[1]
-            held.append(one)
-    except OSError:
-        pass  # somebody else has one of the next ports: taken is taken
-    try:
-        found = server.Server.on_free_port("127.0.0.1", base, {})
-        assert found.port not in {one.getsockname()[1] for one in held}
-        found.server_close()
-    finally:
-        for one in held:
-            one.close()
+    with contextlib.ExitStack() as held:
+        taken: list[int] = []
+        with contextlib.suppress(OSError):  # somebody else has one of the next ports: taken is taken
+            while len(taken) < server._NEXT_PORTS:
+                one = held.enter_context(socket.socket())
+                one.bind(("127.0.0.1", taken[0] + len(taken) if taken else 0))
+                one.listen()
+                taken.append(one.getsockname()[1])
+        with server.Server.on_free_port("127.0.0.1", taken[0], {}) as found:
+            assert found.port not in taken
 
 
 def test_bound_to_loopback(address: str) -> None:
