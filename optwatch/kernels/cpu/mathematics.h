@@ -68,9 +68,11 @@ OPTWATCH_INLINE Floats<size> exp2(const Floats<size>& x) {
 #endif
 }
 
-// 127 * cbrt(|q|) for |q| <= 1, to 1.3e-6; what is below 2**-31 counts as that, far below the first code.
+// 127 * cbrt(|q|) for |q| <= 1, to 1e-5: a thousandth of a code for the largest. What would be below 1/2, which int8
+// stores as 0, counts as that.
 template <int size>
 OPTWATCH_INLINE Floats<size> cbrt_times_127(const Floats<size>& q) {
+  constexpr float kLeast = 0.125 / (127.0 * 127.0 * 127.0);
 #if defined(__AVX512F__)
   // cbrt(2**e * m) = 2**(e / 3) * cbrt(m): a table with 31 + e as its index, which is the lower five bits of the
   // exponent as stored, and a polynomial on [1, 2).
@@ -81,23 +83,20 @@ OPTWATCH_INLINE Floats<size> cbrt_times_127(const Floats<size>& q) {
       25.1999912f,   31.75f,       40.0024948f,  50.3999825f,  63.5f,        80.0049896f,  100.799965f,  127.0f,
   };
   const __m512 low = _mm512_load_ps(kPowers), high = _mm512_load_ps(kPowers + 16);
-  const auto inside = each(q, [](Float a) { return (Float)_mm512_range_ps((__m512)a, _mm512_set1_ps(0x1p-31f), 0xb); });
+  const auto inside = each(q, [](Float a) { return (Float)_mm512_range_ps((__m512)a, _mm512_set1_ps(kLeast), 0xb); });
   const auto power = each(
       inside, [=](Float a) { return (Float)_mm512_permutex2var_ps(low, _mm512_srli_epi32((__m512i)a, 23), high); });
   const auto mantissa =
       each(inside, [](Float a) { return (Float)_mm512_getmant_ps((__m512)a, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero); });
-  return power *
-         polynomial(mantissa, 0.00534854271f, -0.0503865033f, 0.202777117f, -0.469228566f, 0.83815992f, 0.473330706f);
+  return power * polynomial(mantissa, -0.0106039044f, 0.0860913694f, -0.300611615f, 0.718153954f, 0.506979346f);
 #else
-  // Dividing the exponent by -3 gives z = q**(-1/3) to 3.5 %; cbrt(q) = q * z*z * (q * z**3)**(-2/3), and the last
-  // factor is a polynomial of something near 1.
-  const auto a = each(q, absolute);
-  const auto exponent = fma(each(a, [](Float x) { return to_float(bits(x)); }), -1.0f / 3.0f, 1419919360.0f);
+  // Dividing the exponent by -3 gives z = q**(-1/3) to 3.5 %, around a factor that suits the polynomial best;
+  // cbrt(q) = q * z*z * (q * z**3)**(-2/3), and the last factor is a polynomial of something near 1.
+  const auto a = each(q, [](Float x) { return maximum(absolute(x), splat(kLeast)); });
+  const auto exponent = fma(each(a, [](Float x) { return to_float(bits(x)); }), -1.0f / 3.0f, 1419502976.0f);
   const auto z = each(exponent, [](Float x) { return as_float(nearest(x)); });
   const auto square = a * z * z;
-  const auto t = square * z;
-  return square *
-         polynomial(t, 127 * 0.449470276f, 127 * -2.29729886f, 127 * 4.75068266f, 127 * -5.0740017f, 127 * 3.17114757f);
+  return square * polynomial(square * z, -88.5366821f, 333.08725f, -485.347015f, 367.795654f);
 #endif
 }
 

@@ -151,7 +151,7 @@ OPTWATCH_INLINE Int truncate(Float x) {
 #endif
 }
 
-// To the nearest integer; for x >= 0 that fits.
+// To the nearest integer, which must fit; where the processor has no such instruction a half goes away from zero.
 OPTWATCH_INLINE Int nearest(Float x) {
 #if defined(__AVX512F__)
   return (Int)_mm512_cvtps_epi32((__m512)x);
@@ -162,7 +162,7 @@ OPTWATCH_INLINE Int nearest(Float x) {
 #elif defined(__aarch64__)
   return (Int)vcvtnq_s32_f32((float32x4_t)x);
 #else
-  return truncate(x + 0.5f);
+  return truncate(x + select(less(x, Float{}), splat(-0.5f), splat(0.5f)));
 #endif
 }
 
