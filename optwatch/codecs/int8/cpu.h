@@ -11,19 +11,26 @@ namespace optwatch::OPTWATCH_ISA {
 constexpr int kCubicBlock = 128;
 constexpr float kCubicUnit = 1.0 / (127.0 * 127.0 * 127.0);
 
-OPTWATCH_INLINE uint16_t* cubic_scales(const Part& part) {
-  return static_cast<uint16_t*>(part.buffers[1]) + part.first / kCubicBlock;
-}
+// The buffers at a block. Loops have them in variables of their own: a vector that is stored may, to the compiler, have
+// changed any pointer that lies in memory.
+struct CubicBuffers {
+  int8_t* codes;
+  uint16_t* scales;
 
-OPTWATCH_INLINE float cubic_scale(const Part& part, int index) { return as_float(cubic_scales(part)[index] << 16); }
+  OPTWATCH_INLINE CubicBuffers(const Part& part)
+      : codes(static_cast<int8_t*>(part.values)),
+        scales(static_cast<uint16_t*>(part.buffers[1]) + static_cast<uint64_t>(part.first) / kCubicBlock) {}
+
+  OPTWATCH_INLINE float scale(int index) const { return as_float(scales[index] << 16); }
+};
 
 // How the codes of sub-block `index` are read: as their values times `factor`.
 struct CubicReader {
   const int8_t* codes;  // of the whole block
   float unit;
 
-  OPTWATCH_INLINE CubicReader(const Part& part, int index, float factor = 1.0f)
-      : codes(static_cast<const int8_t*>(part.values)), unit(cubic_scale(part, index) * kCubicUnit * factor) {}
+  OPTWATCH_INLINE CubicReader(const CubicBuffers& buffers, int index, float factor = 1.0f)
+      : codes(buffers.codes), unit(buffers.scale(index) * kCubicUnit * factor) {}
 
   template <int size>
   OPTWATCH_INLINE Floats<size> read(int i) const {
@@ -39,8 +46,9 @@ struct CubicReader {
 };
 
 inline const float* cubic_load(const Part& part, int n, float* scratch) {
+  const CubicBuffers buffers = part;
   for (int start = 0; start < n; start += kCubicBlock) {
-    const CubicReader reader(part, start / kCubicBlock);
+    const CubicReader reader(buffers, start / kCubicBlock);
     in_packs(length_of(start, kCubicBlock, n),
              [=](int i, auto size) { store(scratch + start + i, reader.template read<size.value>(start + i)); });
   }
@@ -49,7 +57,7 @@ inline const float* cubic_load(const Part& part, int n, float* scratch) {
 
 inline float cubic_limit(const Part& part, int index) {
   // A block too small to tell apart has scale 0: its values underflow, they are not cut off.
-  const float scale = cubic_scale(part, index);
+  const float scale = CubicBuffers(part).scale(index);
   return scale > 0 ? scale : __builtin_inff();
 }
 
@@ -59,17 +67,17 @@ struct CubicNote {
 static_assert(sizeof(CubicNote) <= sizeof(Note::bytes));
 
 // Writes the scale of a sub-block whose largest magnitude has the bit pattern `top`; returns its inverse.
-OPTWATCH_INLINE float cubic_rescale(const Part& part, int index, int32_t top) {
+OPTWATCH_INLINE float cubic_rescale(const CubicBuffers& buffers, int index, int32_t top) {
   const bool empty = top < bits(kSmallestNormal), finite = top < kInfinityBits;
   int32_t scale = (top + 0xffff) & ~0xffff;
   if (scale > kLargestBf16Bits) scale = kLargestBf16Bits;
-  cubic_scales(part)[index] = empty ? 0 : finite ? static_cast<uint16_t>(scale >> 16) : 0x7fc0;
+  buffers.scales[index] = empty ? 0 : finite ? static_cast<uint16_t>(scale >> 16) : 0x7fc0;
   return empty || !finite ? 0.0f : 1.0f / as_float(scale);
 }
 
 // What is left to prepare of sub-block `index` once the largest bit pattern of a magnitude is known.
-OPTWATCH_INLINE void cubic_settle(const Part& part, int index, int32_t top, Note* note) {
-  reinterpret_cast<CubicNote*>(note)->inverse[index] = cubic_rescale(part, index, top);
+OPTWATCH_INLINE void cubic_settle(const CubicBuffers& buffers, int index, int32_t top, Note* note) {
+  reinterpret_cast<CubicNote*>(note)->inverse[index] = cubic_rescale(buffers, index, top);
 }
 
 inline void cubic_prepare(const Part& part, int n, const float* exact, Note* note) {
@@ -102,9 +110,14 @@ constexpr int kLogBlock = 256;
 constexpr float kSmallestStep = 0x1p-12f;
 constexpr float kLn2 = 0.693147180559945f;
 
-OPTWATCH_INLINE float* log_grid(const Part& part, int index) {
-  return static_cast<float*>(part.buffers[1]) + 2 * (part.first / kLogBlock + index);
-}
+struct LogBuffers {
+  uint8_t* codes;
+  float (*grids)[2];  // the lowest value and the step of each sub-block
+
+  OPTWATCH_INLINE LogBuffers(const Part& part)
+      : codes(static_cast<uint8_t*>(part.values)),
+        grids(static_cast<float (*)[2]>(part.buffers[1]) + static_cast<uint64_t>(part.first) / kLogBlock) {}
+};
 
 // Numbers in registers, looked up by the lower bits of an index, in place of an exponential per element.
 #if defined(__AVX512F__) || defined(__AVX2__)
@@ -135,9 +148,8 @@ struct LogReader {
   Float tables[kDigits];                                                 // of the lowest digit first
 #endif
 
-  OPTWATCH_INLINE LogReader(const Part& part, int index, float factor = 1.0f)
-      : codes(static_cast<const uint8_t*>(part.values)) {
-    const float* grid = log_grid(part, index);
+  OPTWATCH_INLINE LogReader(const LogBuffers& buffers, int index, float factor = 1.0f) : codes(buffers.codes) {
+    const float* grid = buffers.grids[index];
     lowest = grid[0] * factor;
     step = grid[1];
     // Near the end of fp32's range the last bits must not carry the largest value beyond it.
@@ -208,8 +220,9 @@ struct LogReader {
 };
 
 inline const float* log_load(const Part& part, int n, float* scratch) {
+  const LogBuffers buffers = part;
   for (int start = 0; start < n; start += kLogBlock) {
-    const LogReader reader(part, start / kLogBlock);
+    const LogReader reader(buffers, start / kLogBlock);
     in_packs(length_of(start, kLogBlock, n),
              [=](int i, auto size) { store(scratch + start + i, reader.template read<size.value>(start + i)); });
   }
@@ -251,8 +264,9 @@ struct LogRange {
   }
 };
 
-// The smallest bit pattern above zero and the largest one, both without sign.
-OPTWATCH_INLINE void log_range_of(const float* exact, int n, uint32_t* low, uint32_t* top) {
+// The smallest bit pattern above zero and the largest one, both without sign. Kept out of the loops, where it is the
+// larger part of what the processor has to fetch.
+OPTWATCH_RARE void log_range_of(const float* exact, int n, uint32_t* low, uint32_t* top) {
   Word least = ~Word{};  // one less than the pattern, so that zero becomes the largest
   Int magnitude{};
   for (int i = 0; i < n; i += kWidth) {
@@ -266,7 +280,11 @@ OPTWATCH_INLINE void log_range_of(const float* exact, int n, uint32_t* low, uint
 OPTWATCH_INLINE LogGrid log_grid_of(const LogRange& range, const float* exact, int n, float* out) {
   LogGrid grid;
   grid.code = -1;
-  uint32_t low_bits = smallest(range.least), top = largest(range.most);
+  Word least = range.least, most = range.most;
+  // Or the first step of the reductions would be prepared in the loop that collects the range: two copies in every
+  // round. (Through memory, since that is what any processor's compiler understands.)
+  asm("" : "+m"(least), "+m"(most));
+  uint32_t low_bits = smallest(least), top = largest(most);
   grid.plain = low_bits >= static_cast<uint32_t>(bits(kSmallestNormal)) && top < kInfinityBits;
   if (!grid.plain) {
     log_range_of(exact, n, &low_bits, &top);
@@ -339,18 +357,19 @@ OPTWATCH_INLINE void store_rounded(uint8_t* codes, const Pack<Int, size>& fixed,
     return;
   }
 #elif defined(__AVX2__)
-  // The same with 16 elements, which come out of packing in another order than they went in.
+  // The same with 16 elements, which lie in another order meanwhile: quarters of the first vector and of the second.
   if constexpr (size % 4 == 0) {
-    const __m256i k = _mm256_set1_epi16(static_cast<short>(bend)), zero = _mm256_setzero_si256();
+    const __m256i k = _mm256_set1_epi16(static_cast<short>(bend)), one = _mm256_set1_epi16(1);
+    const __m256i halves = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));  // lower ones first
     const auto rounded = [&](int j) OPTWATCH_INLINE_BODY {
-      const __m256i a = (__m256i)fixed.v[j], b = (__m256i)fixed.v[j + 1];
-      const __m256i whole = _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
-      const __m256i f = _mm256_packus_epi32(_mm256_blend_epi16(a, zero, 0xaa), _mm256_blend_epi16(b, zero, 0xaa));
+      const __m256i a = _mm256_shuffle_epi8((__m256i)fixed.v[j], halves);
+      const __m256i b = _mm256_shuffle_epi8((__m256i)fixed.v[j + 1], halves);
+      const __m256i whole = _mm256_unpackhi_epi64(a, b), f = _mm256_unpacklo_epi64(a, b);
       const __m256i rest = _mm256_xor_si256(f, _mm256_set1_epi32(-1));
       const __m256i p = _mm256_sub_epi16(f, _mm256_mulhi_epu16(_mm256_mulhi_epu16(f, rest), k));
       const __m256i random = _mm256_permute4x64_epi64(load_as<__m256i>(numbers + j * kWidth), 0xd8);
-      const __m256i down = _mm256_cmpeq_epi16(_mm256_max_epu16(random, p), random);
-      return _mm256_add_epi16(_mm256_sub_epi16(whole, _mm256_set1_epi32(-1)), down);
+      return _mm256_add_epi16(whole, _mm256_min_epu16(_mm256_subs_epu16(p, random), one));
     };
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
 #pragma GCC unroll 2
@@ -388,9 +407,9 @@ struct LogNote {
 static_assert(sizeof(LogNote) <= sizeof(Note::bytes));
 
 // What is left to prepare of sub-block `index`, whose n elements start at `exact`, once its range is known.
-OPTWATCH_INLINE void log_settle(const Part& part, int index, const LogRange& range, const float* exact, int n,
+OPTWATCH_INLINE void log_settle(const LogBuffers& buffers, int index, const LogRange& range, const float* exact, int n,
                                 Note* note) {
-  reinterpret_cast<LogNote*>(note)->grids[index] = log_grid_of(range, exact, n, log_grid(part, index));
+  reinterpret_cast<LogNote*>(note)->grids[index] = log_grid_of(range, exact, n, buffers.grids[index]);
 }
 
 inline void log_prepare(const Part& part, int n, const float* exact, Note* note) {

@@ -32,12 +32,14 @@ OPTWATCH_INLINE auto with_keep(Keep keep, F f) {
 // How int8 reads a slot of a kind, and what its encoder has to know of a sub-block.
 template <bool second_moment>
 struct ByteSlot {
+  using Buffers = CubicBuffers;
   using Reader = CubicReader;
   using Range = Magnitude;
   static constexpr int kSize = kCubicBlock;
 };
 template <>
 struct ByteSlot<true> {
+  using Buffers = LogBuffers;
   using Reader = LogReader;
   using Range = LogRange;
   static constexpr int kSize = kLogBlock;
@@ -75,17 +77,20 @@ struct BytePlan {
   struct Tuples;
   template <int... s>
   struct Tuples<std::integer_sequence<int, s...>> {
+    using Buffers = std::tuple<typename ByteSlot<R::kSecondMoment[s]>::Buffers...>;
     using Readers = std::tuple<typename ByteSlot<R::kSecondMoment[s]>::Reader...>;
     using Ranges = std::tuple<typename ByteSlot<R::kSecondMoment[s]>::Range...>;
-    static OPTWATCH_INLINE Readers readers(const HotBlock& b, int start) { return {reader<s>(b, start)...}; }
+    static OPTWATCH_INLINE Buffers buffers(const HotBlock& b) { return {b.parts[s]...}; }
+    static OPTWATCH_INLINE Readers readers(const Buffers& buffers, int start) { return {reader<s>(buffers, start)...}; }
   };
+  using Buffers = typename Tuples<Slots>::Buffers;
   using Readers = typename Tuples<Slots>::Readers;
   using Ranges = typename Tuples<Slots>::Ranges;
 
   template <int s>
-  static OPTWATCH_INLINE auto reader(const HotBlock& b, int start) {
+  static OPTWATCH_INLINE auto reader(const Buffers& buffers, int start) {
     using Slot = ByteSlot<R::kSecondMoment[s]>;
-    return typename Slot::Reader(b.parts[s], start / Slot::kSize);
+    return typename Slot::Reader(std::get<s>(buffers), start / Slot::kSize);
   }
 
   static constexpr bool has(bool second_moment) {
@@ -110,16 +115,16 @@ struct BytePlan {
     });
   }
 
-  // What is left to prepare of the slots of a kind where their sub-block from `start` on has been collected.
+  // What is left to prepare of the slots of a kind where their sub-block [start, start + n) has been collected.
   template <bool second_moment>
-  static OPTWATCH_INLINE void settle(const HotBlock& b, int start, const Ranges& ranges) {
+  static OPTWATCH_INLINE void settle(const Buffers& buffers, int start, int n, const Ranges& ranges,
+                                     const float* const* next, Note* notes) {
     for_each_slot<second_moment>([&](auto slot) {
       constexpr int s = slot.value;
       if constexpr (second_moment)
-        log_settle(b.parts[s], start / kLogBlock, std::get<s>(ranges), b.next[s] + start,
-                   length_of(start, kLogBlock, b.n), &b.notes[s]);
+        log_settle(std::get<s>(buffers), start / kLogBlock, std::get<s>(ranges), next[s] + start, n, &notes[s]);
       else
-        cubic_settle(b.parts[s], start / kCubicBlock, largest(std::get<s>(ranges).most), &b.notes[s]);
+        cubic_settle(std::get<s>(buffers), start / kCubicBlock, largest(std::get<s>(ranges).most), &notes[s]);
     });
   }
 
@@ -132,18 +137,22 @@ struct BytePlan {
     const int n = b.n;
     const float *grads = b.grad, *weights = b.weight;
     float *new_weights = b.new_weight, *updates = b.update, *next[R::kSlots];
+    const Buffers buffers = Tuples<Slots>::buffers(b);
+    Note* notes = b.notes;
     for (int s = 0; s < R::kSlots; s++) next[s] = b.next[s];
     Sums sums;
     for (int start = 0; start < n; start += kLong) {
-      Readers readers = Tuples<Slots>::readers(b, start);
+      Readers readers = Tuples<Slots>::readers(buffers, start);
       Ranges ranges;
-      for (int part = start, end = start + length_of(start, kLong, n); part < end; part += kShort) {
+      const int length = length_of(start, kLong, n);
+      for (int part = start; part < start + length; part += kShort) {
+        const int shorter = length_of(part, kShort, n);
         for_each_slot<false>([&](auto s) {
-          std::get<s.value>(readers) = reader<s.value>(b, part);
+          std::get<s.value>(readers) = reader<s.value>(buffers, part);
           std::get<s.value>(ranges) = {};
         });
         ahead.ask_bytes<2, 2 + R::kSlots, kShort>(part);
-        in_packs<kTogether>(length_of(part, kShort, n), [&](int at, auto size) OPTWATCH_INLINE_BODY {
+        in_packs<kTogether>(shorter, [&](int at, auto size) OPTWATCH_INLINE_BODY {
           constexpr int k = size.value;
           const int i = part + at;
           Floats<k> state[R::kSlots];
@@ -165,9 +174,9 @@ struct BytePlan {
             sums.update = fma(u.v[j], u.v[j], sums.update);
           }
         });
-        settle<false>(b, part, ranges);
+        settle<false>(buffers, part, shorter, ranges, next, notes);
       }
-      settle<true>(b, start, ranges);
+      settle<true>(buffers, start, length, ranges, next, notes);
     }
     return {{sum(sums.grad), sum(sums.update), sum(sums.weight), sum(sums.unchanged)}, {}};
   }

@@ -81,11 +81,6 @@ struct AdamInt8 {
     return v;
   }
 
-  static OPTWATCH_INLINE void settle(const HotBlock& b, int slot, int start, const LogRange& range) {
-    log_settle(b.parts[slot], start / kLogBlock, range, b.next[slot] + start, length_of(start, kLogBlock, b.n),
-               &b.notes[slot]);
-  }
-
   template <bool scaled, bool keep>
   OPTWATCH_INLINE HotSums run(const HotBlock& b) const {
     static_assert(kLogBlock % kCubicBlock == 0);
@@ -94,19 +89,21 @@ struct AdamInt8 {
     const float *grads = b.grad, *weights = b.weight;
     float *next_m = b.next[0], *next_v = b.next[1], *next_top = b.next[R::kSlots - 1];
     float *new_weights = b.new_weight, *updates = b.update, *roots = b.root;
-    auto* inverse = reinterpret_cast<CubicNote*>(&b.notes[0])->inverse;
+    const CubicBuffers m_buffers = b.parts[0];
+    const LogBuffers v_buffers = b.parts[1], top_buffers = b.parts[R::kSlots - 1];
+    Note* notes = b.notes;
     Sums sums;
     Word v_most{};
     for (int start = 0; start < n; start += kLogBlock) {
-      const int stop = start + padded_length(length_of(start, kLogBlock, n));
-      const LogReader v_reader(b.parts[1], start / kLogBlock, h.beta2);
-      const LogReaders readers = {v_reader, kMaximum ? LogReader(b.parts[2], start / kLogBlock) : v_reader};
+      const int length = length_of(start, kLogBlock, n), stop = start + padded_length(length);
+      const LogReader v_reader(v_buffers, start / kLogBlock, h.beta2);
+      const LogReaders readers = {v_reader, kMaximum ? LogReader(top_buffers, start / kLogBlock) : v_reader};
       LogRanges ranges;
       if constexpr (kApart)
         for (int i = start; i < stop; i += kWidth)
           second_moments(i, gradient<scaled>(load(grads + i), load(weights + i)), readers, next_v, next_top, &ranges);
       for (int part = start; part < stop; part += kCubicBlock) {
-        const CubicReader m_reader(b.parts[0], part / kCubicBlock, 1.0f - h.one_minus_beta1);
+        const CubicReader m_reader(m_buffers, part / kCubicBlock, 1.0f - h.one_minus_beta1);
         Magnitude m_range;
         ahead.ask_bytes<2, 2 + R::kSlots, kCubicBlock>(part);
         for (int i = part, end = part + length_of(part, kCubicBlock, n); i < end;) {
@@ -131,11 +128,12 @@ struct AdamInt8 {
             }
           }
         }
-        inverse[part / kCubicBlock] = cubic_rescale(b.parts[0], part / kCubicBlock, largest(m_range.most));
+        cubic_settle(m_buffers, part / kCubicBlock, largest(m_range.most), &notes[0]);
         if constexpr (keep) sums.most = maximum(sums.most, m_range.most);
       }
-      settle(b, 1, start, ranges.v);
-      if constexpr (kMaximum) settle(b, 2, start, ranges.top);
+      log_settle(v_buffers, start / kLogBlock, ranges.v, next_v + start, length, &notes[1]);
+      if constexpr (kMaximum)
+        log_settle(top_buffers, start / kLogBlock, ranges.top, next_top + start, length, &notes[2]);
       if constexpr (keep) v_most = maximum(v_most, ranges.v.most);
     }
     const Squares squares = {sum(sums.grad), sum(sums.update), sum(sums.weight), sum(sums.unchanged)};

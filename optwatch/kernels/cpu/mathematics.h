@@ -104,13 +104,13 @@ OPTWATCH_INLINE Floats<size> cbrt_times_127(const Floats<size>& q) {
 // numbers they are in the order of the elements, on a little-endian machine.
 OPTWATCH_INLINE void random_words(int64_t first, Key key, int n, uint32_t* out) {
   static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
-  Word lane;
-  for (int i = 0; i < kWidth; i++) lane[i] = static_cast<uint32_t>(i);
   const uint64_t pair = static_cast<uint64_t>(first) >> 1;  // a block never crosses a multiple of 2**32 pairs
-  uint32_t base = static_cast<uint32_t>(pair) + key.k0 + static_cast<uint32_t>(pair >> 32) * 0x9E3779B9u;
+  const uint32_t base = static_cast<uint32_t>(pair) + key.k0 + static_cast<uint32_t>(pair >> 32) * 0x9E3779B9u;
+  Word counter;
+  for (int i = 0; i < kWidth; i++) counter[i] = base + static_cast<uint32_t>(i);
   const Word mixed = splat(key.k1 ^ (key.k1 >> 15));
-  for (int i = 0; i < (n + 1) / 2; i += kWidth, base += kWidth) {  // an odd last element has a pair, too
-    Word x = lane + base;
+  for (int i = 0; i < (n + 1) / 2; i += kWidth, counter += kWidth) {  // an odd last element has a pair, too
+    Word x = counter;
     x ^= x >> 16;
     x *= 0x7feb352du;
     x ^= (x >> 15) ^ mixed;  // what x ^= k1, x ^= x >> 15 gives, in two instructions of three operands

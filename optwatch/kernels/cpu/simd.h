@@ -15,6 +15,7 @@
 
 #define OPTWATCH_INLINE inline __attribute__((always_inline))
 #define OPTWATCH_INLINE_BODY __attribute__((always_inline))  // of a lambda
+#define OPTWATCH_RARE inline __attribute__((noinline, cold))
 
 namespace optwatch::OPTWATCH_ISA {
 
