@@ -97,6 +97,7 @@ inline void cubic_store(const Part& part, int n, const float* exact, const Note&
     in_packs(length, [=](int i, auto size) OPTWATCH_INLINE_BODY {
       const auto x = load_pack<size.value>(exact + start + i);
       const auto root = cbrt_times_127(x * inverse);
+      // Not negative, since no root is below 1/2.
       const auto code = each(root, [](Float r) { return fma(reciprocal_nearly(r), splat(-0.25f), r); });
       store_bytes(codes + start + i,
                   each(code, x, [](Float c, Float a) { return nearest(as_float(bits(c) | (bits(a) & kSignBit))); }));

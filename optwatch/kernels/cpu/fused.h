@@ -146,13 +146,13 @@ struct BytePlan {
       Ranges ranges;
       const int length = length_of(start, kLong, n);
       for (int part = start; part < start + length; part += kShort) {
-        const int shorter = length_of(part, kShort, n);
+        const int part_length = length_of(part, kShort, n);
         for_each_slot<false>([&](auto s) {
           std::get<s.value>(readers) = reader<s.value>(buffers, part);
           std::get<s.value>(ranges) = {};
         });
         ahead.ask_bytes<2, 2 + R::kSlots, kShort>(part);
-        in_packs<kTogether>(shorter, [&](int at, auto size) OPTWATCH_INLINE_BODY {
+        in_packs<kTogether>(part_length, [&](int at, auto size) OPTWATCH_INLINE_BODY {
           constexpr int k = size.value;
           const int i = part + at;
           Floats<k> state[R::kSlots];
@@ -174,7 +174,7 @@ struct BytePlan {
             sums.update = fma(u.v[j], u.v[j], sums.update);
           }
         });
-        settle<false>(buffers, part, shorter, ranges, next, notes);
+        settle<false>(buffers, part, part_length, ranges, next, notes);
       }
       settle<true>(buffers, start, length, ranges, next, notes);
     }
